@@ -1,0 +1,54 @@
+# The whole of Tenon from a checkout. Everything is installed into .venv, all state lives in .tenon.
+#
+#   make train-and-deploy   train an adapter, prove it, serve it   MODEL= DATA= TEST= NAME= RECIPE= PORT= ARGS=
+#   make test               lint-free tests on the real engine
+#   make help               the rest
+
+PYTHON ?= python3
+DEVICE ?= auto
+MODEL ?=
+DATA ?=
+TEST ?=
+NAME ?=
+RECIPE ?=
+PORT ?=
+ARGS ?=
+
+BIN := .venv/bin
+TENON := $(BIN)/tenon
+STACK := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)')
+
+.PHONY: help setup train-and-deploy up down status test lint format clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+setup: ## Make .venv and install what is needed (PYTHON=python3.12, DEVICE=cpu|gpu)
+	@command -v '$(PYTHON)' >/dev/null || { echo "setup: $(PYTHON) is not installed; install Python 3.11 to 3.13" >&2; exit 1; }
+	@PYTHON='$(if $(filter-out python3,$(PYTHON)),$(PYTHON))' '$(PYTHON)' deploy/setup.py --device '$(DEVICE)'
+
+train-and-deploy: setup ## Train an adapter, prove that it beats the base, serve it
+	@$(TENON) run $(STACK) $(if $(DATA),--data '$(DATA)') $(if $(TEST),--test '$(TEST)') \
+		$(if $(NAME),--name '$(NAME)') $(if $(RECIPE),--recipe '$(RECIPE)') $(ARGS)
+
+up: setup ## Start the stack in the background
+	@$(TENON) up --detach $(STACK) $(ARGS)
+
+down: ## Stop the stack
+	@if [ -x $(TENON) ]; then $(TENON) down; fi
+
+status: setup ## Say what runs
+	@$(TENON) status
+
+test: setup ## Run the tests
+	@$(BIN)/pytest $(ARGS)
+
+lint: setup ## Check style, types and the import rule
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: setup ## Format the code
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean: down ## Stop the stack; remove .venv, .tenon and caches
+	rm -rf .venv .tenon *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

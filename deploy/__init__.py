@@ -1,0 +1,1 @@
+"""Moves a proven adapter to traffic; the only room that knows all the others."""

@@ -1,0 +1,57 @@
+"""The command ``tenon``."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from deploy import cli_adapters, cli_stack, cli_train
+from deploy.console import report_error
+from serve.errors import TenonError
+
+app = typer.Typer(
+    name="tenon",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Trains LoRA adapters, proves that they beat the base, and hot-loads them into a running vLLM server.",
+    epilog="Exit codes: 0 done · 1 unexpected · 2 wrong input · 3 refused by the gate · 4 in conflict with what runs · "
+    "5 something that must run does not · 6 training failed · 7 storage · 130 interrupted",
+)
+cli_stack.add_to(app)
+cli_train.add_to(app)
+app.add_typer(cli_adapters.app, name="adapters")
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    home: Annotated[
+        Path | None, typer.Option(help="State folder (TENON_HOME).", show_default=".tenon")
+    ] = None,
+) -> None:
+    """Take the options that stand before the command."""
+    context.obj = home
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: the edge where errors become messages and exit codes."""
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        app(args=arguments)
+    except TenonError as error:
+        report_error(error)
+        sys.exit(error.exit_code)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM end a command as ctrl-C does, so that nothing is left behind."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""``tenon adapters list | show | add | verify | remove``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from serve.registry import Lineage, Registry, Version
+from serve.registry.base import identify_base
+
+from deploy.cli_stack import COLOURS, Json, Model, running_settings
+from deploy.console import console, print_json
+from serve.names import check_name, parse_version
+
+app = typer.Typer(help="List, inspect, add, verify and remove adapter versions.", no_args_is_help=True)
+
+Ref = Annotated[str, typer.Argument(help="NAME@vN")]
+
+
+@contextmanager
+def opened(context: typer.Context) -> Iterator[Registry]:
+    """The registry of the chosen home."""
+    registry = Registry.open(running_settings(context).home)
+    try:
+        yield registry
+    finally:
+        registry.close()
+
+
+@app.command("list", epilog="Example: tenon adapters list --json")
+def list_versions(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Only the versions of this adapter.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the registered versions."""
+    with opened(context) as registry:
+        rows = [summary(registry, version) for version in registry.versions(name)]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("version", "alias", "state", "verdict", "rank", "MiB", "base", "created"):
+        table.add_column(column)
+    for row in rows:
+        colour = COLOURS.get(row["state"], "default")
+        state = f"[{colour}]{row['state']}[/]"
+        size = f"{row['bytes'] / 2**20:.1f}"
+        table.add_row(
+            row["version"],
+            row["alias"] or "",
+            state,
+            row["verdict"] or "",
+            str(row["rank"]),
+            size,
+            row["base"],
+            row["created"],
+        )
+    console.print(
+        table
+        if rows
+        else "No adapters yet: `make train-and-deploy`, or `tenon adapters add FOLDER --name NAME`."
+    )
+
+
+@app.command(epilog="Example: tenon adapters show support@v1")
+def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
+    """Show a version: files, lineage, evaluations."""
+    with opened(context) as registry:
+        found = registry.version(parse_version(version))
+        content = {
+            **summary(registry, found),
+            "digest": found.digest,
+            "path": str(found.path),
+            "engine_name": found.engine_name,
+            "base_digest": found.base_digest,
+            "target_modules": list(found.facts.target_modules),
+            "parameters": found.facts.parameters,
+            "alpha": found.facts.alpha,
+            "all_zero": found.facts.all_zero,
+            "source": found.lineage.source,
+            "run": found.lineage.run,
+            "data_fingerprint": found.lineage.data_fingerprint,
+            "recipe": found.lineage.recipe,
+            "evaluations": [
+                {"verdict": record.verdict, "at": record.created_at, "report": record.report}
+                for record in registry.evaluations(found.ref)
+            ],
+        }
+    if as_json:
+        print_json(content)
+        return
+    table = Table.grid(padding=(0, 2))
+    for key, value in content.items():
+        table.add_row(f"[dim]{key.replace('_', ' ')}[/]", "" if value is None else str(value))
+    console.print(table)
+
+
+@app.command(epilog="Example: tenon adapters add ./my-lora --name support")
+def add(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(help="PEFT folder: adapter_config.json and adapter_model.safetensors.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the adapter; default: the folder's.")] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Check an adapter's files against the base and register them as the next version."""
+    settings = running_settings(context, model=model)
+    chosen = check_name(name if name is not None else folder.resolve().name.lower())
+    base = identify_base(settings.model)
+    with opened(context) as registry:
+        lineage = Lineage(source=str(folder.resolve()))
+        version = registry.register(folder, chosen, base, max_rank=settings.max_lora_rank, lineage=lineage)
+    if as_json:
+        print_json({"version": str(version.ref), "digest": version.digest})
+        return
+    console.print(f"Registered {version.ref} (rank {version.facts.rank}, digest {version.digest[:12]}).")
+    if version.facts.all_zero:
+        console.print("[yellow]All its weights are zero: it answers exactly as the base.[/]")
+
+
+@app.command(epilog="Example: tenon adapters verify support@v1")
+def verify(context: typer.Context, version: Ref, as_json: Json = False) -> None:
+    """Read a version's files again: their digest and content must be what was registered."""
+    with opened(context) as registry:
+        found = registry.version(parse_version(version))
+        facts = registry.verify(found.ref)
+    if as_json:
+        print_json({"version": str(found.ref), "digest": found.digest, "verified": True})
+        return
+    console.print(
+        f"{found.ref} is intact: {facts.bytes / 2**20:.1f} MiB, digest {found.digest}", soft_wrap=True
+    )
+
+
+@app.command(epilog="Example: tenon adapters remove support@v1")
+def remove(context: typer.Context, version: Ref, as_json: Json = False) -> None:
+    """Remove a version; refused while an alias or its rollback needs it."""
+    with opened(context) as registry:
+        found = registry.version(parse_version(version))
+        registry.remove(found.ref)
+    if as_json:
+        print_json({"removed": str(found.ref)})
+        return
+    console.print(f"Removed {found.ref}.")
+
+
+def summary(registry: Registry, version: Version) -> dict[str, Any]:
+    """What a list says of a version."""
+    aliases = [alias.name for alias in registry.aliases() if alias.target.ref == version.ref]
+    states = [row.state for row in registry.loaded() if row.ref == version.ref]
+    evaluations = registry.evaluations(version.ref)
+    return {
+        "version": str(version.ref),
+        "alias": ", ".join(aliases) or None,
+        "state": states[0] if states else "registered",
+        "verdict": evaluations[-1].verdict if evaluations else None,
+        "rank": version.facts.rank,
+        "bytes": version.facts.bytes,
+        "base": version.base_name,
+        "created": version.created_at.strftime("%Y-%m-%d %H:%M"),
+    }

@@ -1,0 +1,220 @@
+"""``tenon train``, ``eval``, ``deploy`` and ``run``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from serve.registry import Registry, Version
+from train.recipe import Recipe
+
+from deploy.cli_stack import Json, Model, Port, running_settings, settings_of
+from deploy.console import console, for_scripts, print_json, step
+from deploy.evaluation import Judgement, judge
+from deploy.pipeline import Outcome, train_and_register
+from deploy.pipeline import run as run_pipeline
+from deploy.questions import from_data, recorded
+from deploy.serving import move_alias
+from deploy.snippets import curl_snippet, python_snippet
+from evalsuite.report.table import comparison_table
+from serve.gateway.sampling import SamplingDefaults
+from serve.names import parse_version
+
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", "-r", help="Recipe (YAML); the default one if absent.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value pairs that win over the recipe, such as train.epochs=3.")
+]
+Force = Annotated[bool, typer.Option(help="Deploy whatever the verdict; this is recorded.")]
+GATE_REFUSED = 3
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(
+        epilog="Examples: tenon train recipe.yaml · tenon train recipe.yaml train.epochs=3 lora.rank=16"
+    )(train)
+    app.command(
+        "eval", epilog="Examples: tenon eval support@v1 · tenon eval support@v1 --data questions.jsonl --json"
+    )(evaluate)
+    app.command(
+        epilog="Examples: tenon deploy support@v2 · tenon deploy support@v1 --set temperature=0 --force"
+    )(deploy)
+    app.command(
+        "run",
+        epilog="Examples: tenon run · tenon run --data train.csv --test test.csv --name banking train.epochs=2",
+    )(run)
+
+
+@contextmanager
+def registry_of(settings: Any) -> Iterator[Registry]:
+    """The registry of a home, closed at the end."""
+    registry = Registry.open(settings.home)
+    try:
+        yield registry
+    finally:
+        registry.close()
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter and register it as the next version; an unfinished run of the same recipe is resumed."""
+    for_scripts(as_json)
+    settings = settings_of(context)
+    with registry_of(settings) as registry:
+        version = train_and_register(settings, Recipe.load(recipe, overrides or []), registry)
+    if as_json:
+        print_json({"version": str(version.ref), "digest": version.digest, "run": version.lineage.run})
+    else:
+        console.print(f"Registered {version.ref}. Prove it with [bold]tenon eval {version.ref}[/].")
+
+
+def evaluate(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="NAME@vN")],
+    data: Annotated[
+        Path | None, typer.Option(help="Questions with answers; default: the version's held-out split.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask base and adapter the same questions; exits with 3 unless the verdict is *better*."""
+    for_scripts(as_json)
+    settings = running_settings(context)
+    with registry_of(settings) as registry:
+        found = registry.version(parse_version(version))
+        asked = from_data(settings.home, found, data) if data is not None else recorded(found)
+        try:
+            judgement = judge(settings, registry, found, asked, limit=limit)
+        finally:
+            registry.unwant(found.ref)
+    if as_json:
+        print_json(
+            {"verdict": judgement.verdict, "report": str(judgement.report), **judgement.evaluation.to_dict()}
+        )
+    else:
+        show_judgement(judgement)
+    raise typer.Exit(0 if judgement.decision.allowed else GATE_REFUSED)
+
+
+def deploy(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="NAME@vN")],
+    alias: Annotated[str | None, typer.Option(help="Name that clients use; default: the adapter's.")] = None,
+    sampling: Annotated[
+        list[str] | None, typer.Option("--set", help="Sampling default, such as temperature=0.2.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Move an alias to a version that was proven better."""
+    for_scripts(as_json)
+    settings = running_settings(context)
+    defaults = SamplingDefaults.parse(assignments(sampling)).values() if sampling else None
+    with registry_of(settings) as registry, step("deploy") as current:
+        found: Version = registry.version(parse_version(version))
+        moved = move_alias(
+            registry,
+            settings,
+            alias or found.ref.name,
+            found,
+            sampling=defaults,
+            force=force,
+            say=current.say,
+        )
+        current.result = f"alias {moved.name} → {moved.target.ref}" + (" (forced)" if moved.forced else "")
+    if as_json:
+        print_json(
+            {
+                "alias": moved.name,
+                "version": str(moved.target.ref),
+                "previous": moved.previous and str(moved.previous),
+            }
+        )
+
+
+def run(
+    context: typer.Context,
+    overrides: Overrides = None,
+    model: Model = None,
+    data: Annotated[str | None, typer.Option(help="Training data: a file, or builtin:support.")] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Held-out questions; default: split from the data.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the adapter.", show_default="support")] = None,
+    recipe: RecipeFile = None,
+    port: Port = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter, prove that it beats the base, and deploy it: the whole life in one command."""
+    for_scripts(as_json)
+    settings = running_settings(context, model=model, port=port)
+    chosen = Recipe.load(recipe, [*given(base=model, name=name, data=data, test=test), *(overrides or [])])
+    if chosen.base is not None and model is None:
+        settings = running_settings(context, model=chosen.base, port=port)
+    outcome = run_pipeline(settings, chosen, force=force)
+    if as_json:
+        print_json(outcome.to_dict())
+    else:
+        show_outcome(outcome)
+    raise typer.Exit(0 if outcome.deployed else GATE_REFUSED)
+
+
+def given(*, base: str | None, name: str | None, data: str | None, test: str | None) -> list[str]:
+    """Overrides of the recipe for the options that were given; a value is quoted as YAML would."""
+    keys = {"base": base, "name": name, "data.train": data, "data.test": test}
+    return [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+        for key, value in keys.items()
+        if value
+    ]
+
+
+def assignments(pairs: list[str]) -> dict[str, Any]:
+    """``key=value`` pairs with the values read as YAML."""
+    content: dict[str, Any] = {}
+    for pair in pairs:
+        key, mark, value = pair.partition("=")
+        if not mark:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
+        content[key] = yaml.safe_load(value)
+    return content
+
+
+def show_judgement(judgement: Judgement) -> None:
+    """Print the table base vs adapter, what the gate says, and where the report is."""
+    console.print()
+    for comparison in judgement.evaluation.comparisons:
+        console.print(comparison_table(comparison))
+        console.print()
+    console.print(f"[bold]{judgement.decision.reason}[/]")
+    console.print(f"Report: {judgement.report}", soft_wrap=True)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Print the end of a whole run: the judgement and how to use, see and stop what now runs."""
+    show_judgement(outcome.judgement)
+    name = outcome.version.ref.name
+    if not outcome.deployed:
+        console.print(
+            f"\nNot deployed. Overrule the gate with [bold]tenon deploy {outcome.version.ref} --force[/]."
+        )
+        return
+    console.print(f"\nGateway: {outcome.url}/v1   metrics: {outcome.url}/metrics\n")
+    for text in (
+        curl_snippet(outcome.url, name, outcome.sample),
+        python_snippet(outcome.url, name, outcome.sample),
+    ):
+        console.print(text, markup=False, soft_wrap=True)
+        console.print()
+    console.print(
+        f"[bold]{name}[/] answers as {outcome.version.ref}. Stop everything with [bold]make down[/]."
+    )

@@ -1,0 +1,109 @@
+"""What a person sees: one line per step with its time, live progress inside a step, errors with a way out."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.spinner import Spinner
+from rich.table import Column, Table
+from rich.text import Text
+
+from serve.errors import TenonError
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+NAME_WIDTH = 12
+
+
+class Step:
+    """A step that is going on; ``say`` shows what it does now, ``result`` is printed when it ends."""
+
+    def __init__(self, name: str, live: Live | None) -> None:
+        self.name = name
+        self.result = ""
+        self._live = live
+        self._started = time.monotonic()
+        self._spinner = Spinner("dots")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the step began."""
+        return time.monotonic() - self._started
+
+    def say(self, text: str) -> None:
+        """Show ``text`` beside the step's name while it goes on."""
+        if self._live is not None:
+            self._spinner.update(text=Text(f"{self.name:<{NAME_WIDTH}} {text}"))
+            self._live.update(self._spinner)
+
+    def show(self, content: RenderableType) -> None:
+        """Show ``content`` instead of the step's line while it goes on."""
+        if self._live is not None:
+            self._live.update(content)
+
+    def bar(self) -> Callable[[int, int], None]:
+        """Show a progress bar; the function returned takes what is done and of how much."""
+        text = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+        progress = Progress(text, BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+        task = progress.add_task(f"  {self.name:<{NAME_WIDTH}}", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        self.show(progress)
+        return advance
+
+
+@contextmanager
+def step(name: str) -> Iterator[Step]:
+    """Run one step; prints one line with what came of it and how long it took."""
+    live = Live(console=console, transient=True, refresh_per_second=8) if console.is_terminal else None
+    current = Step(name, live)
+    try:
+        if live is None:
+            yield current
+        else:
+            with live:
+                current.say("…")
+                yield current
+    except BaseException:
+        console.print(line("[red]✗[/]", name, current.result or "stopped", current.seconds))
+        raise
+    console.print(line("[green]✓[/]", name, current.result, current.seconds))
+
+
+def line(mark: str, name: str, result: str, seconds: float) -> Table:
+    """One step's line: mark, name, result, time."""
+    row = Table.grid(padding=(0, 1), expand=False)
+    row.add_column(width=1)
+    row.add_column(width=NAME_WIDTH)
+    row.add_column(width=max(20, min(console.width, 110) - NAME_WIDTH - 14))
+    row.add_column(justify="right", width=8)
+    row.add_row(mark, name, result, f"[dim]{seconds:.1f} s[/]")
+    return row
+
+
+def report_error(error: TenonError) -> None:
+    """Print an error: the cause in one line, the way out in the next."""
+    errors.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    if error.hint:
+        errors.print(Text.assemble(("  → ", "bold"), error.hint), soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """Print ``content`` to standard output as JSON for a script to read."""
+    typer.echo(
+        orjson.dumps(content, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    )
+
+
+def for_scripts(as_json: bool) -> None:
+    """With ``--json``, tell people what goes on through standard error, so that standard output is JSON alone."""
+    console.stderr = as_json

@@ -1,0 +1,214 @@
+"""The process that keeps the stack as it should be: one engine, one gateway, the adapters that are desired.
+
+``python -m deploy.controller --home DIR`` reads ``run/stack.json`` (written by ``tenon up``). It is
+level-triggered: what it finds running it adopts, what is missing it starts, and it may itself be killed and
+started again at any time without the engine or the gateway noticing.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serve.registry import Registry
+from serve.registry.base import identify_base
+
+from deploy.processes import Record, end, ending, spawn, write_json
+from serve.config import Settings
+from serve.engine.spec import EngineSpec
+from serve.engine.supervisor import Supervisor
+from serve.errors import AlreadyUp, ConfigError, TenonError
+
+log = logging.getLogger("tenon.controller")
+
+TICK = 0.2  # seconds between two looks at the gateway
+GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
+BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the gateway's next start, by recent failures
+HEALTHY_AFTER = 60.0  # seconds after which earlier failures are forgotten
+
+
+def stack_file(home: Path) -> Path:
+    """Where ``tenon up`` writes what it was asked for, so that a new controller carries on with the same."""
+    return home / "run" / "stack.json"
+
+
+def read_stack(home: Path) -> Settings | None:
+    """The settings of the stack that was last brought up in ``home``; None where there was none."""
+    try:
+        content = json.loads(stack_file(home).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{stack_file(home)} cannot be read: {error}", "run `tenon down`, then `tenon up`"
+        ) from error
+    return Settings.read({}, **content)
+
+
+def write_stack(settings: Settings) -> None:
+    """Remember what the stack was asked for."""
+    write_json(stack_file(settings.home), settings.model_dump(mode="json"))
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Hold the home's controller lock, else raise :class:`AlreadyUp`; the kernel frees it when we die."""
+    path = home / "run" / "controller.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyUp(f"another controller runs for {home}", "see `tenon status`") from error
+        yield
+
+
+class GatewayKeeper:
+    """Keeps one gateway process running: adopts it, or starts it again with a growing pause."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.child: subprocess.Popen[bytes] | None = None
+        self.failures = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watch until ``stop``, then let the gateway finish what it has in flight and end it."""
+        while not stop.is_set():
+            record = self._running() or self._start()
+            since = time.monotonic()
+            while record.alive and not stop.is_set():
+                await pause(stop, TICK)
+            if stop.is_set():
+                await asyncio.to_thread(end, record, grace=GATEWAY_GRACE)
+                (self.settings.state / "gateway.json").unlink(missing_ok=True)
+            else:
+                self._ended(record, time.monotonic() - since)
+                await pause(stop, BACKOFF[min(self.failures, len(BACKOFF)) - 1])
+
+    def _running(self) -> Record | None:
+        """The gateway that a controller before us started, if it lives and listens where ours should."""
+        record = Record.read(self.settings.state / "gateway.json")
+        if record is None or not record.alive:
+            return None
+        if (record.details.get("host"), record.details.get("port")) != (
+            self.settings.host,
+            self.settings.port,
+        ):
+            end(record, grace=GATEWAY_GRACE)
+            return None
+        log.info("gateway %d adopted", record.pid)
+        return record
+
+    def _start(self) -> Record:
+        settings = self.settings
+        where = ("--home", str(settings.home), "--host", settings.host, "--port", str(settings.port))
+        self.child = spawn("serve.gateway", *where, log=settings.logs / "gateway.log")
+        log.info("gateway %d started", self.child.pid)
+        return Record.of(self.child.pid)
+
+    def _ended(self, record: Record, lived: float) -> None:
+        self.failures = 1 if lived > HEALTHY_AFTER else self.failures + 1
+        reason = "ended"
+        if (
+            self.child is not None
+            and self.child.pid == record.pid
+            and (code := self.child.poll()) is not None
+        ):
+            reason = ending(code)
+        log.warning("gateway %d %s after %.0f s", record.pid, reason, lived)
+        fate = {"reason": reason, "at": time.time(), "failures": self.failures}
+        write_json(self.settings.state / "gateway-exit.json", fate)
+
+
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Sleep, but wake at once when ``stop`` is set."""
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+async def control(settings: Settings) -> None:
+    """Run the stack until SIGTERM or SIGINT, then stop the gateway first and the engine last."""
+    stop, stop_gateway = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop_gateway.set)
+    registry = Registry.open(settings.home)
+    supervisor = supervisor_of(settings, registry)
+    engine = asyncio.create_task(supervisor.run(stop))
+    gateway = asyncio.create_task(GatewayKeeper(settings).run(stop_gateway))
+    try:
+        await asyncio.wait({engine, gateway}, return_when=asyncio.FIRST_COMPLETED)
+        stop_gateway.set()
+        await gateway
+    finally:
+        stop.set()
+        await engine
+        registry.close()
+
+
+def supervisor_of(settings: Settings, registry: Registry) -> Supervisor:
+    """The supervisor of the engine that the settings ask for: one to start, or one to attach to."""
+    base = identify_base(settings.model)
+    spec = None
+    if settings.engine_url is None:
+        spec = EngineSpec(
+            model=base.path,
+            base_name=base.name,
+            max_loras=settings.max_loras,
+            max_cpu_loras=settings.max_cpu_loras,
+            max_lora_rank=settings.max_lora_rank,
+            max_model_len=settings.max_model_len,
+            extra_args=tuple(shlex.split(settings.engine_args)),
+        )
+    return Supervisor(
+        registry,
+        base,
+        state_file=settings.state / "engine.json",
+        log_file=settings.logs / "engine.log",
+        spec=spec,
+        engine_url=settings.engine_url,
+        start_timeout=settings.engine_start_timeout,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the controller process; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.controller", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    home: Path = parser.parse_args(argv).home
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    record = home / "run" / "controller.json"
+    try:
+        settings = read_stack(home)
+        if settings is None:
+            raise ConfigError(f"{stack_file(home)} is missing", "start the stack with `tenon up`")
+        logging.getLogger().setLevel(settings.log_level.upper())
+        with only_one(home):
+            Record.of(os.getpid(), started_at=time.time()).write(record)
+            asyncio.run(control(settings))
+            record.unlink(missing_ok=True)
+    except TenonError as error:
+        log.error("%s (%s)", error.message, error.hint)
+        if not isinstance(error, AlreadyUp):
+            write_json(
+                home / "run" / "controller-error.json",
+                {"message": error.message, "hint": error.hint, "code": error.code},
+            )
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

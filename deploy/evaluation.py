@@ -1,0 +1,101 @@
+"""Judges a registered version on the running stack: base, version and what is live answer the same questions."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.registry import Registry, Version
+
+from deploy.console import step
+from deploy.processes import write_json
+from deploy.questions import Questions
+from deploy.serving import load
+from deploy.stack import require_up
+from evalsuite.evaluate import Arm, Evaluation, evaluate
+from evalsuite.gate import GateDecision, gate
+from evalsuite.report.html import Provenance, write_report
+from serve.config import Settings
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An evaluation, what the gate made of it, and where the report is."""
+
+    evaluation: Evaluation
+    decision: GateDecision
+    report: Path
+
+    @property
+    def verdict(self) -> str:
+        """*better*, *worse* or *inconclusive*, against the base."""
+        return str(self.evaluation.verdict)
+
+
+def judge(
+    settings: Settings,
+    registry: Registry,
+    version: Version,
+    asked: Questions,
+    *,
+    limit: int | None = None,
+    force: bool = False,
+) -> Judgement:
+    """Load, question, compare, report and record; prints a line per step. The version stays loaded."""
+    with step("load") as current:
+        seconds = load(registry, settings, version.ref, current.say)
+        current.result = f"{version.engine_name} ready in {seconds:.1f} s, probed: it answers as itself"
+    with step("evaluate") as current:
+        arms = arms_of(settings, registry, version)
+        advance = current.bar()
+        evaluation = asyncio.run(
+            evaluate(
+                str(require_up(settings.home).url),
+                arms,
+                asked.questions,
+                asked.task,
+                limit=limit,
+                on_progress=lambda progress: advance(progress.done, progress.total),
+            )
+        )
+        current.result = f"{len(evaluation.questions):,} questions × {len(arms)} arms"
+    decision = gate(evaluation, force=force)
+    folder = settings.evals / f"{version.ref}-{time.strftime('%Y%m%d-%H%M%S')}"
+    report = folder / "report.html"
+    write_report(evaluation, report, provenance_of(version), decision)
+    write_json(folder / "evaluation.json", evaluation.to_dict())
+    allowed = decision.allowed and not decision.forced
+    result = {**evaluation.summary(), "gate": {"allowed": allowed, "reason": decision.reason}}
+    registry.record_evaluation(
+        version.ref,
+        base_digest=version.base_digest,
+        result=result,
+        verdict=evaluation.verdict,
+        report=str(report),
+    )
+    return Judgement(evaluation, decision, report)
+
+
+def arms_of(settings: Settings, registry: Registry, version: Version) -> list[Arm]:
+    """Base and candidate, and the live version where another one answers users now."""
+    base = str(require_up(settings.home).base)
+    arms = [Arm(base, base, "base"), Arm(str(version.ref), str(version.ref), "candidate")]
+    live = registry.alias(version.ref.name)
+    if live is not None and live.target.ref != version.ref:
+        arms.append(Arm(f"{live.target.ref} (live)", str(live.target.ref), "live"))
+    return arms
+
+
+def provenance_of(version: Version) -> Provenance:
+    """Where base, adapter and questions come from, for the report."""
+    lineage = version.lineage
+    return Provenance(
+        base=version.base_name,
+        base_digest=version.base_digest,
+        adapter=str(version.ref),
+        adapter_digest=version.digest,
+        data_fingerprint=lineage.data_fingerprint or "",
+        run=lineage.run or "",
+        recipe=lineage.recipe or {},
+        versions={"Tenon": lineage.code_version} if lineage.code_version else {},
+    )

@@ -1,0 +1,180 @@
+"""The life of an adapter in one command: data, plan, train, register, verify, evaluate, gate, deploy."""
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version as distribution_version
+from typing import Any
+
+from serve.registry import Lineage, Registry, Version
+from serve.registry.base import BaseIdentity, identify_base
+from train.launch import TrainResult, run_training
+from train.plan import make_plan
+from train.recipe import Recipe
+
+from deploy import stack
+from deploy.console import Step, console, step
+from deploy.controller import read_stack
+from deploy.evaluation import Judgement, judge
+from deploy.progress import TrainingView
+from deploy.questions import prepare_in, recorded
+from deploy.serving import move_alias
+from serve.config import Settings
+from serve.errors import AlreadyUp
+from train.data.prepare import Prepared, describe
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole run came to."""
+
+    version: Version
+    judgement: Judgement
+    deployed: bool
+    url: str
+    engine_pid: int | None
+    seconds: float
+
+    @property
+    def sample(self) -> list[dict[str, str]]:
+        """The messages of one held-out question."""
+        return [message.model_dump() for message in self.judgement.evaluation.questions[0].messages]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome for a script to read."""
+        return {
+            "version": str(self.version.ref),
+            "verdict": self.judgement.verdict,
+            "deployed": self.deployed,
+            "forced": self.judgement.decision.forced,
+            "report": str(self.judgement.report),
+            "url": self.url,
+            "engine_pid": self.engine_pid,
+            "seconds": round(self.seconds, 1),
+            "evaluation": self.judgement.evaluation.summary(),
+        }
+
+
+def train_and_register(settings: Settings, recipe: Recipe, registry: Registry) -> Version:
+    """Data, plan, training and registration, a line each; returns the new version."""
+    with step("data") as current:
+        base = identify_base(recipe.base or settings.model)
+        prepared = prepare_in(settings.home, recipe.data)
+        current.result = " · ".join(f"{count:,} {split}" for split, count in prepared.counts.items())
+    for text in describe(prepared):
+        console.print(f"    [dim]{text}[/]")
+    with step("plan") as current:
+        plan = make_plan(recipe, prepared, base)
+        current.result = plan.summary
+    for text in plan.warnings:
+        console.print(f"    [yellow]{text}[/]")
+    with step("train") as current:
+        result = train(settings, recipe, prepared, base, current)
+    with step("register") as current:
+        version = register(settings, recipe, registry, prepared, base, result)
+        current.result = f"{version.ref}, {version.facts.bytes / 2**20:.1f} MiB, digest {version.digest[:12]}"
+    return version
+
+
+def train(
+    settings: Settings, recipe: Recipe, prepared: Prepared, base: BaseIdentity, current: Step
+) -> TrainResult:
+    """Train with live progress; an unfinished run of the same recipe and data is resumed."""
+    view = TrainingView(current)
+    result = run_training(recipe, prepared, base, settings.runs, view.see)
+    resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
+    current.result = f"{result.steps} steps{resumed} · {view.summary}"
+    return result
+
+
+def register(
+    settings: Settings,
+    recipe: Recipe,
+    registry: Registry,
+    prepared: Prepared,
+    base: BaseIdentity,
+    result: TrainResult,
+) -> Version:
+    """Make the trained adapter an immutable version that knows where it came from."""
+    lineage = Lineage(
+        run=result.run_dir.name,
+        recipe=recipe.model_dump(mode="json"),
+        data_fingerprint=prepared.fingerprint,
+        code_version=distribution_version("tenon-llm"),
+        source="run",
+        metrics=result.metrics,
+        files={"test": str(prepared.folder / "test.jsonl"), "task": str(prepared.folder / "task.json")},
+    )
+    return registry.register(
+        result.adapter_dir, recipe.name, base, max_rank=settings.max_lora_rank, lineage=lineage
+    )
+
+
+def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
+    """Train an adapter, prove it against the base through the running server, and deploy it.
+
+    The stack is started where it does not run and left running at the end; if the command fails or is
+    interrupted, a stack that it started is stopped again. Where the gate refuses, the alias stays where it is
+    and ``deployed`` is false.
+    """
+    started = time.monotonic()
+    check_before(settings, recipe)
+    registry = Registry.open(settings.home)
+    try:
+        version = train_and_register(settings, recipe, registry)
+        was_up = stack.status(settings.home).healthy
+        with step("serve") as current:
+            now = ensure_up(settings, current)
+            engine = f"engine process {now.engine.pid}" if now.engine.pid else "engine attached"
+            current.result = f"{'was up' if was_up else 'up'}: {engine}, gateway {now.url}"
+        try:
+            return prove_and_deploy(settings, registry, version, force=force, started=started)
+        except BaseException:
+            if not was_up:
+                stack.down(settings.home)
+            raise
+    finally:
+        registry.close()
+
+
+def prove_and_deploy(
+    settings: Settings, registry: Registry, version: Version, *, force: bool, started: float
+) -> Outcome:
+    """Evaluate a registered version on the running stack and move its alias if the gate allows."""
+    try:
+        judgement = judge(settings, registry, version, recorded(version), force=force)
+        deployed = judgement.decision.allowed
+        if deployed:
+            with step("deploy") as current:
+                alias = move_alias(
+                    registry, settings, version.ref.name, version, force=force, say=current.say
+                )
+                before = f", before it {alias.previous}" if alias.previous else ""
+                current.result = f"alias {alias.name} → {version.ref}{before}" + (
+                    " (forced)" if alias.forced else ""
+                )
+    finally:
+        registry.unwant(version.ref)
+    url = str(stack.require_up(settings.home).url)
+    engine_pid = stack.status(settings.home).engine.pid
+    return Outcome(version, judgement, deployed, url, engine_pid, time.monotonic() - started)
+
+
+def check_before(settings: Settings, recipe: Recipe) -> None:
+    """Find out before training, not after, that the stack could not serve the result."""
+    now = stack.status(settings.home)
+    running = read_stack(settings.home)
+    if now.healthy and running is not None:
+        wanted = identify_base(settings.model)
+        if running.engine_url is None and identify_base(running.model).digest != wanted.digest:
+            raise AlreadyUp(
+                f"the running stack serves {running.model}, not {settings.model}",
+                "run `make down` first, or choose another home with TENON_HOME",
+            )
+    elif now.gateway.pid is None:
+        stack.check_port(settings.host, settings.port)
+
+
+def ensure_up(settings: Settings, current: Step) -> stack.Status:
+    """The running stack, started if need be."""
+    now = stack.status(settings.home)
+    return now if now.healthy else stack.up(settings, current.say)

@@ -1,0 +1,61 @@
+"""Where the questions of an evaluation come from."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from serve.registry import Version
+
+from serve.errors import DataError
+from train.data.prepare import DataSpec, Prepared, prepare
+
+
+class Questions(NamedTuple):
+    """The files of an evaluation: questions with answers, and what kind of answer is expected."""
+
+    questions: Path
+    task: Path
+
+
+def recorded(version: Version) -> Questions:
+    """The held-out split that the version was trained beside, else raise :class:`DataError`."""
+    paths = [Path(version.lineage.files.get(name, "")) for name in ("test", "task")]
+    for path in paths:
+        if not path.is_file():
+            gone = f": {path} is gone" if path.name else ""
+            raise DataError(
+                f"{version.ref} has no held-out questions on record{gone}",
+                "give a file with questions with --data",
+            )
+    return Questions(*paths)
+
+
+def from_data(home: Path, version: Version, data: Path) -> Questions:
+    """Questions from ``data``: a folder that was prepared before, or any file that can be trained on.
+
+    A file is read as the version's own test file would have been; for an adapter that was not trained here,
+    all of it are questions.
+    """
+    if data.is_dir():
+        if not (data / "test.jsonl").is_file() or not (data / "task.json").is_file():
+            raise DataError(
+                f"{data} has no test.jsonl and task.json", "give a data file, or a folder of prepared data"
+            )
+        return Questions(data / "test.jsonl", data / "task.json")
+    recipe = version.lineage.recipe
+    if recipe is None:
+        spec = DataSpec(train=str(data), validation_fraction=0, test_fraction=0)
+        prepared = prepare_in(home, spec)
+        return Questions(prepared.file("train"), prepared.folder / "task.json")
+    spec = DataSpec.model_validate({**recipe["data"], "test": str(data)})
+    prepared = prepare_in(home, spec)
+    return Questions(prepared.file("test"), prepared.folder / "task.json")
+
+
+def prepare_in(home: Path, spec: DataSpec) -> Prepared:
+    """Clean and split data into a folder of the home that is named by what it was made from."""
+    key = hashlib.sha256(spec.model_dump_json().encode())
+    for path in (spec.train, spec.validation, spec.test):
+        if path is not None and Path(path).is_file():
+            key.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return prepare(spec, home / "data" / key.hexdigest()[:12])

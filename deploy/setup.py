@@ -1,0 +1,281 @@
+"""Makes ``.venv`` and installs Tenon into it: ``make setup``, or ``python3 deploy/setup.py``.
+
+Runs before anything is installed, so it uses the standard library only and syntax that old interpreters
+can read far enough to be told that they are too old. Nothing outside ``.venv`` is touched. A stamp in
+``.venv`` makes the second run a no-op until pyproject.toml, the interpreter or the device changes.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VENV = os.path.join(ROOT, ".venv")
+PYTHON = os.path.join(VENV, "bin", "python")
+STAMP = os.path.join(VENV, "tenon-setup.json")
+LOG = os.path.join(VENV, "tenon-setup.log")
+OLDEST, NEWEST = (3, 11), (3, 13)
+TORCH = "2.13.0"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+ROOM_NEEDED = {"cpu": 6, "gpu": 16}  # GiB of a finished .venv, and the unpacking before it
+UNUSED = ("torchvision", "torchaudio", "torchcodec")  # dependencies of vLLM that text models never import
+UNREACHED = re.compile(
+    r"NewConnectionError|ConnectTimeout|ReadTimeout|Max retries|ProxyError|Temporary failure in name resolution"
+    r"|Connection refused|Connection reset|SSLError|Network is unreachable|50[0-9] (Server Error|Bad Gateway)",
+    re.I,
+)
+
+
+class SetupError(Exception):
+    """Set-up cannot go on; the text says why and what to do."""
+
+
+def main(argv=None):
+    """Set up, or say in one line why not; return the exit code."""
+    parser = argparse.ArgumentParser(description="Make .venv and install Tenon into it.")
+    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto")
+    parser.add_argument(
+        "--python", default=os.environ.get("PYTHON", ""), help="interpreter to build .venv from"
+    )
+    options = parser.parse_args(argv)
+    try:
+        device = find_device() if options.device == "auto" else options.device
+        if stamped() == fingerprint(device):
+            return 0
+        install(device, options.python)
+    except SetupError as error:
+        print("setup: " + str(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def find_device():
+    """``gpu`` where an NVIDIA GPU answers, else ``cpu``."""
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "cpu"
+    return "gpu" if found.returncode == 0 and b"GPU" in found.stdout else "cpu"
+
+
+def fingerprint(device):
+    """What the installed environment depends on."""
+    digest = hashlib.sha256(device.encode())
+    for name in ("pyproject.toml", os.path.join("deploy", "setup.py")):
+        with open(os.path.join(ROOT, name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def stamped():
+    """The fingerprint of the last complete set-up, or None where there is none that still runs."""
+    try:
+        with open(STAMP) as file:
+            mark = json.load(file)["fingerprint"]
+        subprocess.run([PYTHON, "-c", ""], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except (OSError, ValueError, KeyError, subprocess.CalledProcessError):
+        return None
+    return mark
+
+
+def install(device, python):
+    """Make the environment from nothing or from what an earlier try left."""
+    started = time.monotonic()
+    print(
+        "Setting up .venv for "
+        + ("an NVIDIA GPU" if device == "gpu" else "the CPU")
+        + " (log: .venv/tenon-setup.log)"
+    )
+    with Step("Python"):
+        check_room(device)
+        make_venv(python)
+    extras = "train,eval,dev," + device
+    pinned = "torch==" + TORCH
+    if device == "cpu":
+        with Step("torch " + TORCH + ", CPU build"):
+            install_cpu_torch()
+        pinned += "+cpu"
+    constraints = os.path.join(VENV, "tenon-constraints.txt")
+    with open(constraints, "w") as file:
+        file.write(pinned + "\n")
+    with Step("vLLM, training, evaluation and test packages"):
+        pip("install", "-c", constraints, "-e", ROOT + "[" + extras + "]")
+    with Step("Check"):
+        remove_broken()
+        check_imports()
+    with open(STAMP, "w") as file:
+        json.dump({"fingerprint": fingerprint(device), "device": device}, file)
+    print("Set up in %.0f s" % (time.monotonic() - started))
+
+
+class Step:
+    """Prints what is being done and how long it took."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        self.started = time.monotonic()
+        print("  %-48s" % self.name, end="", flush=True)
+
+    def __exit__(self, kind, error, trace):
+        print("%5.0f s" % (time.monotonic() - self.started) if kind is None else " failed", flush=True)
+
+
+def check_room(device):
+    """Raise where the disk cannot hold the environment."""
+    if os.path.exists(STAMP):
+        return
+    held = sum(
+        os.path.getsize(os.path.join(folder, name))
+        for folder, _, names in os.walk(VENV)
+        for name in names
+        if not os.path.islink(os.path.join(folder, name))
+    )
+    needed = ROOM_NEEDED[device] - held / 2**30
+    free = shutil.disk_usage(ROOT).free / 2**30
+    if free < needed:
+        raise SetupError(
+            "the disk of %s has %.1f GiB free and %.1f are needed; free some, or move the checkout"
+            % (ROOT, free, needed)
+        )
+
+
+def make_venv(asked):
+    """Create ``.venv`` unless a usable one is there."""
+    if version_of(PYTHON) is not None:
+        return
+    if os.path.lexists(VENV):
+        shutil.rmtree(VENV)
+    python = find_python(asked)
+    done = subprocess.run(
+        [python, "-m", "venv", VENV], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode != 0:
+        shutil.rmtree(VENV, ignore_errors=True)
+        raise SetupError(
+            "%s could not make a virtual environment: %s\n  on Debian and Ubuntu, install python3-venv"
+            % (python, (done.stdout.strip().splitlines() or ["no reason given"])[-1])
+        )
+
+
+def find_python(asked):
+    """The interpreter asked for, else the first suitable one on PATH."""
+    names = [asked] if asked else ["python3"] + ["python3.%d" % minor for minor in (12, 11, 13)]
+    seen = []
+    for name in names:
+        path = shutil.which(name)
+        version = version_of(path) if path else None
+        if version is not None:
+            if OLDEST <= version <= NEWEST:
+                return path
+            seen.append("%s is %d.%d" % ((name,) + version))
+    raise SetupError(
+        "no suitable Python: Tenon needs 3.%d to 3.%d (%s); install one and say `make setup PYTHON=/path/to/python3.12`"
+        % (OLDEST[1], NEWEST[1], ", ".join(seen) or "none of %s runs" % ", ".join(names))
+    )
+
+
+def version_of(python):
+    """(major, minor) of an interpreter, or None where it does not run."""
+    try:
+        out = subprocess.run(
+            [python, "-c", "import sys; print(*sys.version_info[:2])"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+            check=True,
+        )
+        major, minor = out.stdout.split()
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return int(major), int(minor)
+
+
+def install_cpu_torch():
+    """Ask the configured indexes for the CPU build, then PyTorch's own index; never take the CUDA build."""
+    wanted = "torch==%s+cpu" % TORCH
+    try:
+        pip("install", wanted)
+    except SetupError as first:
+        try:
+            pip("install", wanted, "--index-url", TORCH_CPU_INDEX)
+        except SetupError as second:
+            raise SetupError(
+                "no CPU build of torch %s for Python %d.%d\n  from the configured indexes: %s\n"
+                "  from PyTorch's index: %s" % ((TORCH,) + version_of(PYTHON) + (first, second))
+            ) from second
+
+
+def pip(*arguments):
+    """Run pip in ``.venv``, logging all; raise with its telling lines."""
+    command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input"] + list(arguments)
+    with open(LOG, "a") as log:
+        log.write("\n$ pip " + " ".join(arguments) + "\n")
+        start = log.tell()
+        code = subprocess.call(command, stdout=log, stderr=subprocess.STDOUT)
+    if code == 0:
+        return
+    with open(LOG, errors="replace") as log:
+        log.seek(start)
+        text = log.read()
+    errors = [line for line in text.splitlines() if line.startswith("ERROR")]
+    if "No space left on device" in text:
+        raise SetupError("the disk is full; free some gigabytes and run `make setup` again")
+    if UNREACHED.search(text):
+        raise SetupError(
+            "the package registry does not answer; check the network, or pip's index settings"
+            " (`pip config list`), and run `make setup` again (details in .venv/tenon-setup.log)"
+        )
+    raise SetupError(
+        "pip failed: %s (details in .venv/tenon-setup.log)"
+        % (errors[-1][7:] if errors else "exit code %d" % code)
+    )
+
+
+def remove_broken():
+    """Uninstall those unused packages whose builds do not fit this torch: they break ``import transformers``."""
+    probe = (
+        "import importlib\n"
+        "for name in %r:\n"
+        "    try: importlib.import_module(name)\n"
+        "    except Exception as error:\n"
+        "        if getattr(error, 'name', '') != name: print(name)\n" % (UNUSED,)
+    )
+    out = subprocess.run(
+        [PYTHON, "-W", "ignore", "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    broken = out.stdout.split() if out.returncode == 0 else list(UNUSED)
+    if broken:
+        pip("uninstall", "-y", *broken)
+
+
+def check_imports():
+    """Raise unless what was installed imports together."""
+    done = subprocess.run(
+        [PYTHON, "-W", "ignore", "-c", "import deploy.cli, transformers, peft, torch"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    if done.returncode != 0:
+        raise SetupError(
+            "what was installed does not import: %s; delete .venv and run `make setup` again"
+            % (done.stdout.strip().splitlines() or ["no reason given"])[-1]
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Lines to paste that ask the running gateway something, from a shell and from Python."""
+
+import json
+import shlex
+from collections.abc import Sequence
+
+Messages = Sequence[dict[str, str]]
+
+
+def curl_snippet(url: str, model: str, messages: Messages) -> str:
+    """A shell command that asks ``model`` at the gateway ``url``."""
+    body = json.dumps({"model": model, "messages": list(messages), "temperature": 0}, ensure_ascii=False)
+    return f"curl {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def python_snippet(url: str, model: str, messages: Messages) -> str:
+    """Five lines for the unmodified ``openai`` client."""
+    return "\n".join(
+        (
+            "from openai import OpenAI",
+            f'client = OpenAI(base_url="{url}/v1", api_key="none")',
+            f"messages = {json.dumps(list(messages), ensure_ascii=False)}",
+            f'answer = client.chat.completions.create(model="{model}", messages=messages, temperature=0)',
+            "print(answer.choices[0].message.content)",
+        )
+    )

@@ -1,0 +1,1 @@
+"""Turns an adapter into a verdict."""

@@ -1,0 +1,90 @@
+"""Settings of one Tenon home: where its files are and how its stack runs.
+
+Each field can be set by an environment variable, ``TENON_`` and the field's name in capitals; options of the
+command line win over those. Unknown ``TENON_`` variables are errors, so that a typing mistake is seen.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serve.errors import ConfigError
+
+PREFIX = "TENON_"
+
+
+class Settings(BaseSettings):
+    """What the stack needs to know; immutable once read."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    home: Path = Field(Path(".tenon"), description="folder that holds the registry, adapters, runs and logs")
+    model: str = Field("tenon-tiny", description="base model: built-in name, local folder or hub id")
+    host: str = Field("127.0.0.1", description="address that the gateway listens on")
+    port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
+    engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
+    max_loras: int = Field(4, ge=1, description="distinct adapters that the engine computes in one step")
+    max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        64, description="highest rank that the engine can load"
+    )
+    max_model_len: int | None = Field(None, ge=16, description="longest prompt plus answer, in tokens")
+    engine_args: str = Field("", description="further arguments for the vLLM server, as a shell would split them")
+    engine_start_timeout: float = Field(600.0, gt=0, description="seconds to wait for the engine to be ready")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="level of our own logs")
+
+    @property
+    def database(self) -> Path:
+        """The registry's SQLite file."""
+        return self.home / "registry.db"
+
+    @property
+    def adapters(self) -> Path:
+        """Content-addressed adapter files: one read-only folder per digest."""
+        return self.home / "adapters"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per training run."""
+        return self.home / "runs"
+
+    @property
+    def evals(self) -> Path:
+        """One folder per evaluation."""
+        return self.home / "evals"
+
+    @property
+    def state(self) -> Path:
+        """What runs now: process records and locks."""
+        return self.home / "run"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the engine, the gateway and the controller."""
+        return self.home / "logs"
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None, **options: Any) -> "Settings":
+        """Read the environment and ``options`` (those that are not None win), else raise ConfigError."""
+        known = set(cls.model_fields)
+        problems = []
+        for variable in environ if environ is not None else os.environ:
+            field = variable.removeprefix(PREFIX).lower()
+            if variable.startswith(PREFIX) and field not in known:
+                near = difflib.get_close_matches(field, known, 1)
+                meant = f" (did you mean {PREFIX}{near[0].upper()}?)" if near else ""
+                problems.append(f"{variable} is no setting{meant}")
+        try:
+            settings = cls(**{key: value for key, value in options.items() if value is not None})
+        except ValidationError as error:
+            for item in error.errors():
+                field = str(item["loc"][0]) if item["loc"] else "settings"
+                problems.append(f"{field}: {item['msg']} (got {item['input']!r})")
+        if problems:
+            raise ConfigError("; ".join(problems), "see docs/settings.md for every setting")
+        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})

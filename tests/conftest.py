@@ -1,0 +1,52 @@
+"""Fixtures that several rooms share: above all the one real stack of a test session."""
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+from serve.registry import Registry
+from serve.registry.base import identify_base
+from support.stack import RunningStack
+
+from deploy import stack as stacks
+from serve.config import Settings
+
+START_TIMEOUT = 300
+
+
+@pytest.fixture(scope="session")
+def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The stack that all tests of the session share; started once."""
+    folder = tmp_path_factory.mktemp("stack")
+    settings = Settings.read({}, home=folder / "home", port=stacks.free_port())
+    stacks.up(settings, lambda _: None)
+    registry = Registry.open(settings.home)
+    try:
+        yield RunningStack(settings, registry, identify_base(settings.model), folder)
+    finally:
+        registry.close()
+        stacks.down(settings.home)
+
+
+@pytest.fixture
+def stack(session_stack: RunningStack) -> RunningStack:
+    """The shared stack, recovered if the test before this one broke it."""
+    if not stacks.status(session_stack.settings.home).healthy:
+        stacks.up(session_stack.settings, lambda _: None)
+    return session_stack
+
+
+@pytest.fixture
+def client(stack: RunningStack) -> Iterator[openai.OpenAI]:
+    """An ``openai`` client of the shared stack."""
+    with stack.client() as connected:
+        yield connected
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a test that may be the first to start the engine the time that this takes."""
+    for item in items:
+        if "session_stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.engine)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(START_TIMEOUT))

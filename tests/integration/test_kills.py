@@ -1,0 +1,133 @@
+"""Processes are killed without warning; what must come back comes back, and nobody is told a lie."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import httpx
+import openai
+import pytest
+from support.stack import RunningStack
+
+from deploy import stack as stacks
+
+ASK = [{"role": "user", "content": "Hello"}]
+RECOVERY = 180
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    """Wait, and fail the test when it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def text_of(client: openai.OpenAI, model: str) -> str:
+    answer = client.chat.completions.create(model=model, messages=ASK, max_tokens=8, temperature=0)
+    return answer.choices[0].message.content or ""
+
+
+def answers(client: openai.OpenAI, model: str) -> bool:
+    try:
+        text_of(client, model)
+    except openai.APIError:
+        return False
+    return True
+
+
+def stream_and_kill(stack: RunningStack, client: openai.OpenAI, model: str) -> None:
+    """Read a long stream to its end, killing the engine after a few chunks."""
+    stream = client.chat.completions.create(
+        model=model, messages=ASK, max_tokens=700, stream=True, extra_body={"ignore_eos": True}
+    )
+    for number, _ in enumerate(stream):
+        if number == 5:
+            kill(stacks.status(stack.settings.home).engine.pid)
+
+
+@pytest.mark.timeout(600)
+def test_engine_killed_while_idle_returns_with_all_adapters(
+    stack: RunningStack, client: openai.OpenAI
+) -> None:
+    for name, seed in (("idle-a", 31), ("idle-b", 32)):
+        if stack.registry.alias(name) is None:
+            stack.serve(name, seed=seed)
+    before = {name: text_of(client, name) for name in ("idle-a", "idle-b")}
+    engine = stacks.status(stack.settings.home).engine
+    kill(engine.pid)
+    wait_until(lambda: not answers(client, "idle-a"), 10)
+    wait_until(lambda: all(answers(client, name) for name in before), RECOVERY)
+    assert {name: text_of(client, name) for name in before} == before
+    after = stacks.status(stack.settings.home).engine
+    assert after.pid != engine.pid
+    assert "SIGKILL" in after.detail
+
+
+@pytest.mark.timeout(600)
+def test_engine_killed_while_streaming_ends_in_an_error(stack: RunningStack, client: openai.OpenAI) -> None:
+    if stack.registry.alias("cut") is None:
+        stack.serve("cut", seed=33)
+    body = {"model": "cut", "messages": ASK, "max_tokens": 700, "stream": True, "ignore_eos": True}
+    lines: list[str] = []
+    with httpx.stream("POST", f"{stack.url}/v1/chat/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if not line:
+                continue
+            lines.append(line)
+            if len(lines) == 5:
+                kill(stacks.status(stack.settings.home).engine.pid)
+    assert '"error"' in lines[-1]
+    assert "data: [DONE]" not in lines
+    wait_until(lambda: answers(client, "cut"), RECOVERY)
+    with pytest.raises(openai.APIError):
+        stream_and_kill(stack, client, "cut")
+    wait_until(lambda: answers(client, "cut"), RECOVERY)
+
+
+@pytest.mark.timeout(300)
+def test_gateway_killed_is_told_and_recovered(stack: RunningStack, client: openai.OpenAI) -> None:
+    killed = stacks.status(stack.settings.home)
+    kill(killed.gateway.pid)
+    told = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "status"],
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "last one" in told.stdout, told.stdout
+    up = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "up", "--detach", "--port", str(stack.settings.port)],
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert up.returncode == 0 or "is up already" in up.stderr, up.stderr
+    assert answers(client, stack.base.name)
+    now = stacks.status(stack.settings.home)
+    assert now.gateway.pid != killed.gateway.pid
+    assert now.engine.pid == killed.engine.pid
+
+
+@pytest.mark.timeout(300)
+def test_controller_killed_leaves_requests_alone_and_is_recovered(
+    stack: RunningStack, client: openai.OpenAI
+) -> None:
+    killed = stacks.status(stack.settings.home)
+    kill(killed.controller.pid)
+    wait_until(lambda: not stacks.status(stack.settings.home).controller.running, 5)
+    assert answers(client, stack.base.name)
+    now = stacks.up(stack.settings, lambda _: None)
+    assert now.healthy
+    assert now.engine.pid == killed.engine.pid
+    assert now.gateway.pid == killed.gateway.pid

@@ -1,0 +1,58 @@
+"""The running stack as tests handle it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+from serve.registry import Registry, Version
+from serve.registry.base import BaseIdentity
+
+from deploy.serving import load
+from serve.config import Settings
+from serve.names import VersionRef
+from support.adapters import write_adapter
+
+
+@dataclass
+class RunningStack:
+    """The real engine with the built-in base, a gateway and a controller, in a home of their own."""
+
+    settings: Settings
+    registry: Registry
+    base: BaseIdentity
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a ``tenon`` command work on this stack."""
+        return {**os.environ, "TENON_HOME": str(self.settings.home), "COLUMNS": "120"}
+
+    def client(self) -> openai.OpenAI:
+        """The unmodified client; it does not retry, so that every failure is seen."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def add(self, name: str, *, seed: int, scale: float = 2.0, zero: bool = False) -> Version:
+        """Register a random adapter as the next version of ``name``."""
+        folder = write_adapter(self.folder / f"{name}-{seed}", self.base, seed=seed, scale=scale, zero=zero)
+        return self.registry.register(folder, name, self.base, max_rank=64)
+
+    def serve(self, name: str, *, seed: int, scale: float = 2.0) -> Version:
+        """Register a random adapter, load it and point its alias at it."""
+        version = self.add(name, seed=seed, scale=scale)
+        self.load(version.ref)
+        self.point(name, version.ref)
+        return version
+
+    def load(self, ref: VersionRef) -> None:
+        """Have the engine hold a version."""
+        load(self.registry, self.settings, ref, lambda _: None)
+
+    def point(self, name: str, ref: VersionRef) -> None:
+        """Point an alias at a loaded version."""
+        self.registry.set_alias(name, ref, forced=True, by="test")
+        self.load(ref)

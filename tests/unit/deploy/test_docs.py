@@ -1,0 +1,50 @@
+"""Every command, setting, metric and error code is documented."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from deploy.cli import app
+from serve.config import Settings
+from serve.errors import TenonError
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def error_classes(root: type[TenonError] = TenonError) -> Iterator[type[TenonError]]:
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__ == "serve.errors":
+            yield from error_classes(child)
+
+
+def commands() -> list[str]:
+    root = typer.main.get_command(app)
+    names = []
+    for name, command in root.commands.items():
+        inner = getattr(command, "commands", {})
+        names += [f"{name} {child}" for child in inner] or [name]
+    return names
+
+
+@pytest.mark.parametrize("kind", list(error_classes()), ids=lambda kind: kind.__name__)
+def test_error_code_is_documented_with_its_status(kind: type[TenonError]) -> None:
+    assert f"| `{kind.code}` | {kind.status} | {kind.exit_code} |" in (DOCS / "errors.md").read_text()
+    assert kind.__name__ in (Path(__file__).parents[3] / "serve" / "errors.py").read_text().split('"""')[1]
+
+
+@pytest.mark.parametrize("field", sorted(Settings.model_fields))
+def test_setting_is_documented(field: str) -> None:
+    assert f"| `TENON_{field.upper()}` |" in (DOCS / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_is_documented(command: str) -> None:
+    assert f"`tenon {command}" in (DOCS / "commands.md").read_text()
+
+
+def test_no_two_errors_share_a_code() -> None:
+    codes = [kind.code for kind in error_classes()]
+    assert sorted(set(codes)) == sorted(codes)
