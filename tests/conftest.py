@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from serve.registry import Registry
-from serve.registry.base import identify_base
+from support.ports import free_port
 from support.stack import RunningStack
 
 from deploy import stack as stacks
 from serve.config import Settings
+from serve.registry import Registry
+from serve.registry.base import identify_base
 
 START_TIMEOUT = 300
 
@@ -18,7 +19,7 @@ START_TIMEOUT = 300
 def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The stack that all tests of the session share; started once."""
     folder = tmp_path_factory.mktemp("stack")
-    settings = Settings.read({}, home=folder / "home", port=stacks.free_port())
+    settings = Settings.read({}, home=folder / "home", port=free_port())
     stacks.up(settings, lambda _: None)
     registry = Registry.open(settings.home)
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+
 from serve.registry.base import BaseIdentity
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import openai
-from serve.registry import Registry, Version
-from serve.registry.base import BaseIdentity
 
 from deploy.serving import load
 from serve.config import Settings
 from serve.names import VersionRef
+from serve.registry import Registry, Version
+from serve.registry.base import BaseIdentity
 from support.adapters import write_adapter
 
 

@@ -82,4 +82,6 @@ def test_a_stamp_of_the_same_inputs_does_nothing(checkout: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (checkout / "pyproject.toml").write_text("# changed")
     (venv / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
-    assert run_setup(checkout, "--python", str(script(checkout / "bin", "python3", "echo 3 9"))).returncode == 1
+    assert (
+        run_setup(checkout, "--python", str(script(checkout / "bin", "python3", "echo 3 9"))).returncode == 1
+    )

@@ -1,0 +1,158 @@
+"""Ctrl-C at every stage ends the command and leaves no process behind."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support.adapters import write_adapter
+from support.commands import TENON, environment
+from support.ports import free_port
+
+from serve.registry import Registry
+from serve.registry.base import identify_base
+
+INTERRUPTED = 130
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def fake_engine() -> Iterator[str]:
+    """A server that behaves as vLLM does, in a process of its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "serve.engine.fake", "--port", str(port), "--model", "tenon-tiny"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
+
+
+class Command:
+    """A ``tenon`` command in a process group of its own, as a shell runs it."""
+
+    def __init__(self, home: Path, *arguments: str, **more: str) -> None:
+        self.home, self.seen = home, ""
+        self.process = subprocess.Popen(
+            [*TENON, *arguments],
+            env=environment(home, PYTHONUNBUFFERED="1", **more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+
+    def wait_for(self, text: str, seconds: float) -> None:
+        """Read the output until it holds ``text``."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + seconds
+        while text not in self.seen:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            chunk = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+            assert chunk, f"no {text!r} in time:\n{self.seen}"
+            self.seen += chunk.decode()
+
+    def interrupt(self) -> int:
+        """Press ctrl-C, as the terminal does: the whole group gets it; returns the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        output, _ = self.process.communicate(timeout=90)
+        self.seen += output.decode()
+        return self.process.returncode
+
+    def left(self) -> list[str]:
+        """Command lines of living processes that belong to this home."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("TENON_HOME") == str(self.home):
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_gone(self) -> None:
+        deadline = time.monotonic() + 20
+        while self.left() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert self.left() == []
+
+
+def wait_until_left(command: Command, part: str, seconds: float) -> None:
+    """Wait for a process of the home whose command line holds ``part``."""
+    deadline = time.monotonic() + seconds
+    while not any(part in line for line in command.left()):
+        assert time.monotonic() < deadline, f"no {part} among {command.left()}"
+        assert command.process.poll() is None, command.process.communicate()[0].decode()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("pause", [0.2, 1.0])
+def test_while_it_starts(home: Path, pause: float) -> None:
+    command = Command(home, "run", TENON_PORT=str(free_port()))
+    time.sleep(pause)
+    assert command.interrupt() in (INTERRUPTED, -signal.SIGINT)
+    command.assert_gone()
+
+
+def test_while_training(home: Path) -> None:
+    command = Command(home, "run", TENON_PORT=str(free_port()))
+    wait_until_left(command, "train.worker", 60)
+    time.sleep(1.0)
+    assert command.interrupt() == INTERRUPTED
+    command.assert_gone()
+    assert "Traceback" not in command.seen
+
+
+def test_while_the_engine_starts(home: Path) -> None:
+    command = Command(home, "up", "--detach", "--port", str(free_port()))
+    wait_until_left(command, "vllm.entrypoints", 60)
+    time.sleep(3.0)
+    assert command.interrupt() == INTERRUPTED
+    command.assert_gone()
+    assert "Traceback" not in command.seen
+
+
+def test_while_evaluating(home: Path, fake_engine: str) -> None:
+    port = str(free_port())
+    overrides = ("train.max_steps=1", "data.limit=60")
+    command = Command(home, "run", *overrides, TENON_PORT=port, TENON_ENGINE_URL=fake_engine)
+    command.wait_for("load", 110)
+    assert command.interrupt() == INTERRUPTED
+    command.assert_gone()
+    assert "Traceback" not in command.seen
+
+
+def test_up_in_the_foreground(home: Path, fake_engine: str) -> None:
+    command = Command(home, "up", "--port", str(free_port()), TENON_ENGINE_URL=fake_engine)
+    command.wait_for("ctrl-C", 60)
+    assert any("serve.gateway" in line for line in command.left())
+    assert command.interrupt() == INTERRUPTED
+    command.assert_gone()
+
+
+def test_a_stack_that_was_up_stays_up(home: Path, tmp_path: Path, fake_engine: str) -> None:
+    port = str(free_port())
+    base = identify_base("tenon-tiny")
+    registry = Registry.open(home)
+    registry.register(write_adapter(tmp_path / "adapter", base), "faq", base, max_rank=64)
+    registry.close()
+    up = Command(home, "up", "--detach", "--port", port, TENON_ENGINE_URL=fake_engine)
+    up.process.communicate(timeout=60)
+    assert up.process.returncode == 0
+    try:
+        command = Command(home, "run", "train.max_steps=1")
+        wait_until_left(command, "train.worker", 60)
+        assert command.interrupt() == INTERRUPTED
+        assert any("serve.gateway" in line for line in up.left())
+        assert not any("train.worker" in line for line in up.left())
+    finally:
+        subprocess.run([*TENON, "down"], env=environment(home), check=True, capture_output=True)
+    up.assert_gone()

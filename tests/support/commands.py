@@ -1,0 +1,44 @@
+"""Runs the command line as a user does: in a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+TENON = (sys.executable, "-m", "deploy.cli")
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The environment of a command on ``home``."""
+    return {**os.environ, "TENON_HOME": str(home), "COLUMNS": "120", **more}
+
+
+def tenon(
+    home: Path, *arguments: str, cwd: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``tenon`` with ``arguments`` to its end."""
+    return subprocess.run(
+        [*TENON, *arguments],
+        env=environment(home, **more),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def cause_and_hint(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """The two lines of an error: what was wrong, and what to do."""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 2, done.stderr
+    assert lines[0].startswith("error: "), done.stderr
+    assert lines[1].startswith("  → "), done.stderr
+    return lines[0], lines[1]
+
+
+def files_below(folder: Path) -> Mapping[str, int]:
+    """Relative path → size of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    }

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from serve.engine.spec import GIB, EngineSpec, installed_device, kv_cache_gib
+from serve.errors import ConfigError
+
+
+def spec(**changes):
+    return EngineSpec(**{"model": Path("/models/tiny"), "base_name": "tiny", "device": "cpu", **changes})
+
+
+def value(argv, option):
+    return argv[argv.index(option) + 1]
+
+
+def test_the_command_line_says_what_the_spec_says():
+    argv = spec(
+        port=9001,
+        max_loras=2,
+        max_cpu_loras=5,
+        max_lora_rank=32,
+        max_model_len=2048,
+        extra_args=("--seed", "7"),
+    ).argv()
+    assert value(argv, "--model") == "/models/tiny"
+    assert value(argv, "--served-model-name") == "tiny"
+    assert value(argv, "--port") == "9001"
+    assert value(argv, "--max-loras") == "2"
+    assert value(argv, "--max-cpu-loras") == "5"
+    assert value(argv, "--max-lora-rank") == "32"
+    assert value(argv, "--max-model-len") == "2048"
+    assert argv[-2:] == ["--seed", "7"]
+    assert "--enable-lora" in argv
+
+
+def test_the_engine_listens_on_this_machine_only():
+    assert value(spec().argv(port=1), "--host") == "127.0.0.1"
+
+
+def test_a_chosen_port_wins_over_an_open_one():
+    assert value(spec(port=0).argv(port=4711), "--port") == "4711"
+
+
+def test_cpu_settings_stay_off_the_gpu():
+    cuda = spec(device="cuda")
+    assert "--enforce-eager" not in cuda.argv()
+    assert not {"VLLM_TARGET_DEVICE", "VLLM_CPU_KVCACHE_SPACE"} & set(cuda.environment({}))
+    assert spec().environment({})["VLLM_TARGET_DEVICE"] == "cpu"
+
+
+def test_the_environment_keeps_what_the_user_set():
+    environment = spec().environment({"VLLM_CPU_KVCACHE_SPACE": "7", "OMP_NUM_THREADS": "3", "X": "y"})
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["X"] == "y"
+    assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+
+
+def test_the_engine_may_cache_its_bytecode():
+    assert "PYTHONDONTWRITEBYTECODE" not in spec().environment({"PYTHONDONTWRITEBYTECODE": "1"})
+
+
+@pytest.mark.parametrize(
+    ("weights", "memory", "gib"),
+    [
+        (0, 64 * GIB, 1),
+        (12 * 2**20, 64 * GIB, 1),
+        (GIB + 1, 64 * GIB, 2),
+        (14 * GIB, 64 * GIB, 14),
+        (14 * GIB, 16 * GIB, 4),
+        (14 * GIB, GIB, 1),
+    ],
+)
+def test_the_cache_grows_with_the_weights_within_a_quarter_of_the_memory(weights, memory, gib):
+    assert kv_cache_gib(weights, memory) == gib
+
+
+def test_the_cache_is_sized_by_the_folder(tmp_path):
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(GIB + 1)
+    assert int(spec(model=tmp_path).environment({})["VLLM_CPU_KVCACHE_SPACE"]) in (1, 2)
+
+
+def test_equal_specs_but_for_the_port_serve_alike():
+    assert spec(port=1).fingerprint() == spec(port=2).fingerprint()
+    assert spec().fingerprint() != spec(max_loras=1).fingerprint()
+
+
+def test_all_bad_limits_are_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        spec(max_loras=8, max_cpu_loras=2, max_lora_rank=24)
+    assert "max_cpu_loras (2)" in caught.value.message
+    assert "max_lora_rank (24)" in caught.value.message
+
+
+def test_the_installed_device_is_one_we_know():
+    assert installed_device() in ("cpu", "cuda")

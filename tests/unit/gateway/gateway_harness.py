@@ -1,0 +1,134 @@
+"""A real gateway on a real port, in front of a fake engine and a real registry."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+from serve.registry import Registry, Version
+from support.adapters import write_adapter
+
+from serve.engine.fake import FakeEngine
+from serve.engine.state import EngineState, write_state
+from serve.gateway.app import Gateway
+from serve.gateway.server import GatewayServer, listen
+from serve.gateway.source import RouteSource
+from serve.registry.base import BaseIdentity
+
+ENGINE = "engine"
+MESSAGES: Any = [{"role": "user", "content": "one two three"}]
+
+
+def small_base() -> BaseIdentity:
+    """A base of one linear layer; the fake engine needs no files of it."""
+    return BaseIdentity(
+        name="base",
+        path=Path("/nowhere"),
+        digest="0" * 64,
+        architecture="Qwen3ForCausalLM",
+        shapes={"model.layers.0.self_attn.q_proj.weight": (16, 16)},
+        max_length=1024,
+        vocab_size=64,
+    )
+
+
+async def until(true: Any, seconds: float = 5.0) -> None:
+    """Wait until ``true()`` is."""
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - what is waited for happens in other processes and threads too
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Bench:
+    """Everything a test needs to speak to the gateway and to change the world behind it."""
+
+    home: Path
+    registry: Registry
+    engine: FakeEngine
+    source: RouteSource
+    server: GatewayServer
+    client: openai.AsyncOpenAI
+    http: aiohttp.ClientSession
+    base: BaseIdentity = field(default_factory=small_base)
+    states: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def register(self, name: str = "support") -> Version:
+        """A new version, not loaded; each has other weights."""
+        count = len(self.registry.versions())
+        folder = write_adapter(self.home / "made" / str(count), self.base, seed=count)
+        return self.registry.register(folder, name, self.base, max_rank=64)
+
+    def set_state(self, version: Version, state: str, reason: str = "") -> None:
+        """What the controller would write of the engine; only ``ready`` means that the engine has it."""
+        self.states[str(version.ref)] = (state, reason)
+        if state == "ready":
+            self.engine.adapters[version.engine_name] = str(version.path)
+        self.registry.set_loaded(ENGINE, self.states)
+
+    async def deploy(self, name: str = "support", sampling: Mapping[str, Any] | None = None) -> Version:
+        """Register a new version, make it ready, point the alias at it, and wait for the gateway."""
+        version = self.register(name)
+        self.registry.want(version.ref)
+        self.set_state(version, "ready")
+        self.registry.set_alias(name, version.ref, sampling=sampling)
+        await self.follow()
+        return version
+
+    async def follow(self) -> None:
+        """Wait until the gateway routes by what the registry says now."""
+        revision = self.registry.revision()
+        await until(lambda: self.source.table.revision >= revision)
+
+    def tell_engine(self, **changes: Any) -> None:
+        """Write ``run/engine.json`` as the controller would."""
+        state = EngineState(url=self.engine.url, base_name=self.engine.base_name)
+        write_state(self.home / "run" / "engine.json", state.but(**{"state": "ready", **changes}))
+
+    async def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any, Mapping[str, str]]:
+        """Send raw JSON or bytes; return status, decoded answer and headers."""
+        data = {"data": body} if isinstance(body, bytes) else {"json": body}
+        headers = {"content-type": "application/json"}
+        async with self.http.post(path, headers=headers, **data) as reply:
+            return reply.status, await reply.json(), reply.headers
+
+    async def stream(self, **body: Any) -> str:
+        """Stream a chat and return the raw events."""
+        body = {"model": "support", "messages": MESSAGES, "stream": True, **body}
+        async with self.http.post("/v1/chat/completions", json=body) as reply:
+            return await reply.text()
+
+    async def metrics(self) -> dict[str, float]:
+        """The samples of ``/metrics`` by name and labels as written."""
+        async with self.http.get("/metrics") as reply:
+            lines = (await reply.text()).splitlines()
+        return {key: float(value) for key, _, value in (x.rpartition(" ") for x in lines if x[0] != "#")}
+
+
+@asynccontextmanager
+async def running_bench(home: Path) -> AsyncIterator[Bench]:
+    """A gateway that serves ``base`` and nothing else yet."""
+    (home / "run").mkdir(parents=True)
+    registry = Registry.open(home)
+    source = RouteSource(registry, home / "run" / "engine.json")
+    sock = listen("127.0.0.1", 0)
+    server = GatewayServer(Gateway(source), sock, home / "run" / "gateway.json")
+    async with (
+        FakeEngine() as engine,
+        openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+        aiohttp.ClientSession(server.url) as http,
+    ):
+        bench = Bench(home, registry, engine, source, server, client, http)
+        bench.tell_engine()
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        await until(lambda: server.started)
+        try:
+            yield bench
+        finally:
+            server.should_exit = True
+            await serving
+            registry.close()

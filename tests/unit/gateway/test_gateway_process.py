@@ -1,0 +1,107 @@
+"""The gateway as a process: its record, its exit codes, and how it ends."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import psutil
+from gateway_harness import MESSAGES, running_bench, until
+
+from serve.engine.fake import FakeEngine
+from serve.engine.state import EngineState, write_state
+
+
+async def start(home: Path, *options: str) -> Process:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("TENON_")}
+    command = [sys.executable, "-m", "serve.gateway", "--home", str(home), "--host", "127.0.0.1", *options]
+    return await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=environ)
+
+
+@asynccontextmanager
+async def running(home: Path) -> AsyncIterator[tuple[Process, dict[str, Any]]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = await start(home, "--port", str(port))
+    record = home / "run" / "gateway.json"
+    try:
+        await until(lambda: record.exists() or process.returncode is not None, 20)
+        assert process.returncode is None, (await process.communicate())[1].decode()
+        yield process, orjson.loads(record.read_bytes())
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_the_record_says_where_it_listens_and_goes_with_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as (process, record):
+        assert record["pid"] == process.pid
+        assert record["create_time"] == psutil.Process(process.pid).create_time()
+        assert record["url"] == f"http://{record['host']}:{record['port']}"
+        async with aiohttp.ClientSession() as http, http.get(f"{record['url']}/healthz") as reply:
+            assert reply.status == 200
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert not (tmp_path / "run" / "gateway.json").exists()
+
+
+async def test_a_port_that_is_taken_is_one_line_and_exit_code_4(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = await start(tmp_path, "--port", str(port))
+        _, errors = await process.communicate()
+    assert process.returncode == 4
+    assert errors.decode().count("\n") == 1
+    assert f"port {port}" in errors.decode()
+
+
+async def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = await start(tmp_path / "file", "--port", "1024")
+    _, errors = await process.communicate()
+    assert process.returncode == 7
+    assert errors.decode().count("\n") == 1
+
+
+async def test_running_streams_are_finished_after_sigterm(tmp_path: Path) -> None:
+    async with FakeEngine(seconds_per_token=0.05) as engine:
+        write_state(tmp_path / "run" / "engine.json", EngineState("ready", url=engine.url, base_name="base"))
+        async with running(tmp_path) as (process, record), aiohttp.ClientSession(record["url"]) as http:
+
+            async def stream() -> str:
+                body = {"model": "base", "messages": MESSAGES * 3, "stream": True}
+                async with http.post("/v1/chat/completions", json=body) as reply:
+                    return await reply.text()
+
+            streams = [asyncio.create_task(stream()) for _ in range(20)]
+            await until(lambda: engine.stats.running == 20)
+            process.send_signal(signal.SIGTERM)
+            for text in await asyncio.gather(*streams):
+                assert text.endswith("data: [DONE]\n\n")
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+async def test_after_the_deadline_streams_end_with_an_error(tmp_path: Path) -> None:
+    async with running_bench(tmp_path / "home") as bench:
+        bench.server.config.timeout_graceful_shutdown = 1
+        bench.engine.seconds_per_token = 0.5
+        running_stream = asyncio.create_task(
+            bench.stream(model="base", messages=[{"role": "user", "content": "x " * 99}])
+        )
+        await until(lambda: bench.engine.stats.tokens > 0)
+        bench.server.should_exit = True
+        events = await asyncio.wait_for(running_stream, 10)
+    assert "[DONE]" not in events
+    assert "shutting down" in events.strip().split("\n\n")[-1]

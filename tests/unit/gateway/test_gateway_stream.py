@@ -1,0 +1,74 @@
+"""The event filter, byte by byte."""
+
+import itertools
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.gateway.metrics import Metrics
+from serve.gateway.routes import Route
+from serve.gateway.stream import EventFilter
+
+ENGINE_NAME = "support@v1-0123abcd"
+ROUTE = Route("support@v1", ENGINE_NAME, Metrics(lambda: True).other)
+
+
+def event(**content: object) -> bytes:
+    return b"data: " + orjson.dumps({"id": "x", "model": ENGINE_NAME, **content}) + b"\n\n"
+
+
+def token(text: str) -> bytes:
+    return event(choices=[{"index": 0, "delta": {"content": text}}])
+
+
+ROLE = event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}])
+USAGE = event(choices=[], usage={"prompt_tokens": 1, "completion_tokens": 2})
+DONE = b"data: [DONE]\n\n"
+STREAM = ROLE + token(" a") + token('"model":"support@v1-0123abcd"') + token("é\r\n\n") + USAGE + DONE
+
+
+@given(st.lists(st.integers(0, len(STREAM))), st.booleans(), st.booleans())
+def test_the_cuts_between_chunks_do_not_matter(cuts: list[int], keep_usage: bool, crlf: bool) -> None:
+    events = EventFilter(ROUTE, keep_usage=keep_usage)
+    edges = [0, *sorted(cuts), len(STREAM)]
+    chunks = [STREAM[a:b] for a, b in itertools.pairwise(edges)]
+    if crlf:
+        chunks = [chunk.replace(b"\n", b"\r\n") for chunk in chunks]
+    out = b"".join(events.feed(chunk) for chunk in chunks)
+    expected = STREAM if keep_usage else STREAM.replace(USAGE, b"")
+    expected = expected.replace(b'"model":"support@v1-0123abcd"', b'"model":"support@v1"')
+    assert out == expected
+    assert (events.tokens, events.done, events.error) == (3, True, None)
+    assert events.usage == {"prompt_tokens": 1, "completion_tokens": 2}
+
+
+def test_text_that_looks_like_a_model_field_is_left_alone() -> None:
+    out = EventFilter(ROUTE, keep_usage=False).feed(token('"model":"support@v1-0123abcd"'))
+    content = orjson.loads(out.removeprefix(b"data: "))
+    assert content["model"] == "support@v1"
+    assert content["choices"][0]["delta"]["content"] == '"model":"support@v1-0123abcd"'
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_an_error_event_ends_the_stream_without_done(space: str) -> None:
+    events = EventFilter(ROUTE, keep_usage=True)
+    error = f'data:{space}{{"error": {{"message": "x", "code": 500}}}}'.encode()
+    assert events.feed(error + b"\n\n" + DONE) == b""
+    assert events.error == error
+    assert not events.done
+
+
+def test_an_unfinished_event_is_held_back() -> None:
+    events = EventFilter(ROUTE, keep_usage=True)
+    assert events.feed(token("a")[:-1]) == b""
+    assert events.feed(b"\n") != b""
+
+
+def test_comments_pass_and_spaced_json_is_renamed() -> None:
+    events = EventFilter(ROUTE, keep_usage=True)
+    assert events.feed(b": ping\n\n") == b": ping\n\n"
+    assert b'"model":"support@v1"' in events.feed(
+        b'data: {"model": "support@v1-0123abcd", "choices": [{}]}\n\n'
+    )

@@ -1,0 +1,111 @@
+"""Conversations, in OpenAI's ``messages`` or ShareGPT's ``from``/``value``, become prompt and completion."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from train.data.examples import EMPTY_ANSWER, EMPTY_TEXT, Cleaner, Message, Unusable
+
+NO_MESSAGES = "without a list of messages"
+NO_ASSISTANT = "without an assistant message to learn from"
+NO_PROMPT = "without a message before the answer"
+UNKNOWN_ROLE = "with a role that is none of system, developer, user, assistant, tool"
+NOT_TEXT_PART = "with content that is not text, such as an image"
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+
+
+def is_messages(value: object) -> bool:
+    """Whether ``value`` is a list of chat messages."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in value)
+    )
+
+
+def conversation(messages: object, cleaner: Cleaner) -> tuple[list[Message], Message]:
+    """Split ``messages`` into what comes before the answer and the answer.
+
+    The answer is the last assistant message whose ``weight`` is not 0; what follows it is cut off. A
+    conversation of several assistant turns makes one example, on that last turn; the turns before it are
+    context. Tool calls and tool messages are kept. ``developer`` becomes ``system``, and an empty system
+    message is left out. Raises :class:`Unusable`.
+    """
+    if isinstance(messages, str):
+        messages = _from_json(messages)
+    if not isinstance(messages, list) or not is_messages(messages):
+        raise Unusable(NO_MESSAGES)
+    last = max((index for index, item in enumerate(messages) if _is_learnt(item)), default=-1)
+    if last < 0:
+        raise Unusable(NO_ASSISTANT)
+    cleaned = [_message(item, cleaner) for item in messages[: last + 1]]
+    *prompt, completion = [item for item in cleaned if item["role"] != "system" or item["content"]]
+    if not prompt:
+        raise Unusable(NO_PROMPT)
+    if any(not item["content"] and item["role"] == "user" for item in prompt):
+        raise Unusable(EMPTY_TEXT)
+    if not completion["content"] and "tool_calls" not in completion:
+        raise Unusable(EMPTY_ANSWER)
+    return prompt, completion
+
+
+def tools(value: object, functions: object, cleaner: Cleaner) -> list[Any] | None:
+    """The tools that a row offers, None without any; ``functions`` is OpenAI's older way to list them."""
+    if isinstance(value, str):
+        value = _from_json(value)
+    if value is None and isinstance(functions, list):
+        value = [{"type": "function", "function": function} for function in functions]
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise Unusable("with tools that are not a list of objects")
+    return [cleaner.value(tool) for tool in value]
+
+
+def _from_json(text: str) -> object:
+    """A list that a CSV file holds as JSON; None where it is something else."""
+    try:
+        return json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError):
+        raise Unusable(NO_MESSAGES) from None
+
+
+def _role(item: Mapping[str, Any]) -> str:
+    role = item.get("role") or item.get("from")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise Unusable(UNKNOWN_ROLE)
+    return _ROLES[role]
+
+
+def _is_learnt(item: Mapping[str, Any]) -> bool:
+    return _role(item) == "assistant" and item.get("weight") != 0
+
+
+def _message(item: Mapping[str, Any], cleaner: Cleaner) -> Message:
+    content = item.get("content" if "role" in item else "value")
+    message: Message = {"role": _role(item), "content": _content(content, cleaner)}
+    for name in ("name", "tool_call_id", "tool_calls"):
+        if item.get(name):
+            message[name] = cleaner.value(item[name])
+    return message
+
+
+def _content(value: object, cleaner: Cleaner) -> str:
+    if not isinstance(value, list):
+        return cleaner.text(value)
+    parts = []
+    for part in value:
+        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+            raise Unusable(NOT_TEXT_PART)
+        parts.append(cleaner.text(part.get("text")))
+    return "\n".join(parts)
