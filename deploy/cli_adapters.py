@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from serve.registry import Lineage, Registry, Version
-from serve.registry.base import identify_base
 
 from deploy.cli_stack import COLOURS, Json, Model, running_settings
 from deploy.console import console, print_json
 from serve.names import check_name, parse_version
+from serve.registry import Lineage, Registry, Version
+from serve.registry.base import identify_base
 
 app = typer.Typer(help="List, inspect, add, verify and remove adapter versions.", no_args_is_help=True)
 
@@ -93,6 +93,8 @@ def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
         print_json(content)
         return
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     for key, value in content.items():
         table.add_row(f"[dim]{key.replace('_', ' ')}[/]", "" if value is None else str(value))
     console.print(table)

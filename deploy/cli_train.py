@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from serve.registry import Registry, Version
-from train.recipe import Recipe
 
 from deploy.cli_stack import Json, Model, Port, running_settings, settings_of
 from deploy.console import console, for_scripts, print_json, step
@@ -21,6 +19,8 @@ from deploy.snippets import curl_snippet, python_snippet
 from evalsuite.report.table import comparison_table
 from serve.gateway.sampling import SamplingDefaults
 from serve.names import parse_version
+from serve.registry import Registry, Version
+from train.recipe import Recipe
 
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", "-r", help="Recipe (YAML); the default one if absent.")
@@ -157,9 +157,9 @@ def run(
     """Train an adapter, prove that it beats the base, and deploy it: the whole life in one command."""
     for_scripts(as_json)
     settings = running_settings(context, model=model, port=port)
-    chosen = Recipe.load(recipe, [*given(base=model, name=name, data=data, test=test), *(overrides or [])])
-    if chosen.base is not None and model is None:
-        settings = running_settings(context, model=chosen.base, port=port)
+    base = model if recipe is not None else settings.model
+    chosen = Recipe.load(recipe, [*given(base=base, name=name, data=data, test=test), *(overrides or [])])
+    settings = settings.model_copy(update={"model": chosen.base})
     outcome = run_pipeline(settings, chosen, force=force)
     if as_json:
         print_json(outcome.to_dict())

@@ -5,12 +5,6 @@ from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from typing import Any
 
-from serve.registry import Lineage, Registry, Version
-from serve.registry.base import BaseIdentity, identify_base
-from train.launch import TrainResult, run_training
-from train.plan import make_plan
-from train.recipe import Recipe
-
 from deploy import stack
 from deploy.console import Step, console, step
 from deploy.controller import read_stack
@@ -20,7 +14,12 @@ from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias
 from serve.config import Settings
 from serve.errors import AlreadyUp
+from serve.registry import Lineage, Registry, Version
+from serve.registry.base import BaseIdentity, identify_base
 from train.data.prepare import Prepared, describe
+from train.launch import TrainResult, run_training
+from train.plan import make_plan
+from train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Outcome:
 def train_and_register(settings: Settings, recipe: Recipe, registry: Registry) -> Version:
     """Data, plan, training and registration, a line each; returns the new version."""
     with step("data") as current:
-        base = identify_base(recipe.base or settings.model)
+        base = identify_base(recipe.base)
         prepared = prepare_in(settings.home, recipe.data)
         current.result = " · ".join(f"{count:,} {split}" for split, count in prepared.counts.items())
     for text in describe(prepared):

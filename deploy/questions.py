@@ -4,9 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from serve.registry import Version
-
 from serve.errors import DataError
+from serve.registry import Version
 from train.data.prepare import DataSpec, Prepared, prepare
 
 

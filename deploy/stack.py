@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.registry import Registry
-from serve.registry.base import identify_base
-
 from deploy.controller import read_stack, write_stack
 from deploy.processes import Record, end, ending, spawn
 from serve.config import Settings
 from serve.errors import AlreadyUp, ConfigError, EngineStartFailed, NotUp, PortInUse
+from serve.registry import Registry
+from serve.registry.base import identify_base
 
 CONTROLLER_GRACE = 75.0  # seconds: the gateway's 30 and the engine's 15, and room
 PROBE_TIMEOUT = 2.0  # seconds that a part is given to answer a health check
@@ -260,14 +259,6 @@ def check_port(host: str, port: int) -> None:
                 f"port {port} of {host} cannot be listened on: {os.strerror(error.errno or 0)}",
                 "stop what listens there, or choose another with --port",
             ) from error
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def dial(host: str) -> str:

@@ -24,8 +24,8 @@ def test_two_versions_one_engine(stack: RunningStack, client: openai.OpenAI) -> 
     assert outcome["verdict"] == "better"
     assert outcome["deployed"]
     scores = outcome["evaluation"]["scores"]
-    assert scores[stack.base.name]["accuracy"] <= BASE_AT_MOST
-    assert scores["main@v1"]["accuracy"] >= ADAPTER_AT_LEAST
+    assert scores[stack.base.name]["exact_match"] <= BASE_AT_MOST
+    assert scores["main@v1"]["exact_match"] >= ADAPTER_AT_LEAST
     report = Path(outcome["report"]).read_text()
     assert "main@v1" in report
     assert 'src="http' not in report

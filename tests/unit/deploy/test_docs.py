@@ -9,6 +9,9 @@ import typer
 from deploy.cli import app
 from serve.config import Settings
 from serve.errors import TenonError
+from serve.gateway.metrics import Metrics
+from train.data.spec import DataSpec
+from train.recipe import LoraSpec, Recipe, TrainSpec
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -48,3 +51,18 @@ def test_command_is_documented(command: str) -> None:
 def test_no_two_errors_share_a_code() -> None:
     codes = [kind.code for kind in error_classes()]
     assert sorted(set(codes)) == sorted(codes)
+
+
+def test_every_metric_is_documented() -> None:
+    metrics = Metrics(lambda: True)
+    for family in metrics.registry.collect():
+        if family.name.startswith("tenon_"):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            assert f"| `{name}` |" in (DOCS / "serving.md").read_text()
+
+
+def test_every_recipe_key_is_documented() -> None:
+    text = (DOCS.parent / "train" / "recipes" / "default.yaml").read_text()
+    for section in (Recipe, DataSpec, LoraSpec, TrainSpec):
+        for key in section.model_fields:
+            assert f"{key}:" in text
