@@ -63,26 +63,35 @@ def train_and_register(settings: Settings, recipe: Recipe, registry: Registry) -
         console.print(f"    [dim]{text}[/]")
     with step("plan") as current:
         plan = make_plan(recipe, prepared, base)
-        current.result = plan.summary
+        current.result = (
+            f"{plan.steps:,} steps · {plan.adapter_parameters:,} of {plan.base_parameters:,} parameters"
+            f" · about {plan.memory / 2**30:.1f} GiB"
+        )
     for text in plan.warnings:
         console.print(f"    [yellow]{text}[/]")
     with step("train") as current:
-        result = train(settings, recipe, prepared, base, current)
+        view = TrainingView(current)
+        result = run_training(recipe, prepared, base, settings.runs, view.see)
+        current.result = outcome_of(result)
+    for text in view.notices:
+        console.print(f"    [yellow]{text}[/]")
     with step("register") as current:
         version = register(settings, recipe, registry, prepared, base, result)
         current.result = f"{version.ref}, {version.facts.bytes / 2**20:.1f} MiB, digest {version.digest[:12]}"
     return version
 
 
-def train(
-    settings: Settings, recipe: Recipe, prepared: Prepared, base: BaseIdentity, current: Step
-) -> TrainResult:
-    """Train with live progress; an unfinished run of the same recipe and data is resumed."""
-    view = TrainingView(current)
-    result = run_training(recipe, prepared, base, settings.runs, view.see)
-    resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
-    current.result = f"{result.steps} steps{resumed} · {view.summary}"
-    return result
+def outcome_of(result: TrainResult) -> str:
+    """One line on how a training run ended."""
+    parts = [f"{result.steps:,} steps"]
+    if result.resumed_from is not None:
+        parts.append(f"resumed at {result.resumed_from:,}")
+    if result.metrics.get("stopped_early"):
+        parts.append(f"stopped early, best at {result.metrics['best_step']:,}")
+    for key, label in (("validation_loss", "loss"), ("validation_token_accuracy", "token accuracy")):
+        if key in result.metrics:
+            parts.append(f"validation {label} {result.metrics[key]:.3f}")
+    return " · ".join(parts)
 
 
 def register(

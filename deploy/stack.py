@@ -1,5 +1,6 @@
 """The stack of one home on one machine: bring it up, take it down, say how it is."""
 
+import asyncio
 import json
 import os
 import socket
@@ -11,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.controller import read_stack, write_stack
+from deploy.controller import GATEWAY_GRACE, read_stack, write_stack
 from deploy.processes import Record, end, ending, spawn
 from serve.config import Settings
+from serve.engine.process import end_recorded
 from serve.errors import AlreadyUp, ConfigError, EngineStartFailed, NotUp, PortInUse
 from serve.registry import Registry
 from serve.registry.base import identify_base
@@ -175,8 +177,7 @@ def start_controller(settings: Settings, before: Status) -> "subprocess.Popen[by
         check_port(settings.host, settings.port)
     identify_base(settings.model)
     write_stack(settings)
-    forget = ["controller-error.json", "gateway-exit.json"]
-    for name in forget if before.engine.pid is not None else [*forget, "engine.json"]:
+    for name in ("controller-error.json", "gateway-exit.json"):
         (settings.state / name).unlink(missing_ok=True)
     return spawn("deploy.controller", "--home", str(settings.home), log=settings.logs / "controller.log")
 
@@ -189,7 +190,7 @@ def wait_until_up(
     A first start that fails is given up at once, as it would fail again; in a stack that ran before, the
     controller is given one more try.
     """
-    deadline = time.monotonic() + settings.engine_start_timeout + READY_AFTER_ENGINE
+    started, deadline = time.time(), time.monotonic() + settings.engine_start_timeout + READY_AFTER_ENGINE
     allowed = (
         0 if child is not None else int(read_json(settings.state / "engine.json").get("restarts", 0)) + 1
     )
@@ -202,7 +203,8 @@ def wait_until_up(
             failed = read_json(settings.state / "controller-error.json")
             hint = failed.get("hint") or f"see {settings.logs / 'controller.log'}"
             raise EngineStartFailed(failed.get("message", "the controller ended"), hint)
-        if engine.get("state") == "backoff" and int(engine.get("restarts", 0)) > allowed:
+        failed_now = engine.get("state") == "backoff" and engine["since"] >= started
+        if failed_now and int(engine.get("restarts", 0)) > allowed:
             raise EngineStartFailed(
                 engine.get("error") or "the engine ended", engine.get("hint") or f"see {engine.get('log')}"
             )
@@ -225,13 +227,17 @@ def down(home: Path) -> list[str]:
     """Stop all parts, also those that a dead controller left behind; returns what was stopped."""
     state = home / "run"
     stopped = []
-    for name, grace in (("controller", CONTROLLER_GRACE), ("gateway", 30.0), ("engine", 15.0)):
+    for name, grace in (("controller", CONTROLLER_GRACE), ("gateway", GATEWAY_GRACE)):
         record = Record.read(state / f"{name}.json")
-        details = read_json(state / f"{name}.json")
-        if record is not None and record.alive and not details.get("attached"):
+        if record is not None and record.alive:
             end(record, grace=grace)
             stopped.append(name)
         (state / f"{name}.json").unlink(missing_ok=True)
+    engine = read_json(state / "engine.json")
+    if engine.get("pid") is not None:
+        asyncio.run(end_recorded(engine))
+        stopped.append("engine")
+    (state / "engine.json").unlink(missing_ok=True)
     return stopped
 
 

@@ -29,7 +29,7 @@ class Prepared:
 
     folder: Path
     task: Task
-    counts: dict[SplitName, int]
+    counts: Mapping[str, int]
     report: DropReport
     fingerprint: str
     sources: tuple[Source, ...] = ()

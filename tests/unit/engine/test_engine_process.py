@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from serve.engine.client import EngineClient
-from serve.engine.process import EngineProcess, EngineRecord
+from serve.engine.process import EngineProcess, EngineRecord, end_recorded
 from serve.engine.spec import EngineSpec
-from serve.errors import EngineStartFailed, PortInUse
+from serve.errors import EngineStartFailed, PortInUse, StorageError
 
 FAKE = (sys.executable, "-m", "serve.engine.fake")
 WITH_CHILD = """
@@ -160,6 +160,19 @@ async def test_a_process_that_got_the_pid_later_is_neither_adopted_nor_ended(eng
     assert await EngineProcess.adopt(record, spec()) is None
     await EngineProcess(record, None).stop(grace=0.1)
     assert engine.alive()
+
+
+async def test_what_a_record_tells_of_is_ended_without_a_controller(engine):
+    await engine.wait_ready(30)
+    assert await end_recorded({**engine.content(), "state": "ready"})
+    assert not engine.alive()
+    assert not await end_recorded({"state": "ready", "attached": True})
+
+
+async def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        await EngineProcess.start(spec(), tmp_path / "file" / "engine.log")
 
 
 def test_a_record_with_gaps_is_none():

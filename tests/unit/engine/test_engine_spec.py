@@ -1,8 +1,9 @@
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-from serve.engine.spec import GIB, EngineSpec, installed_device, kv_cache_gib
+from serve.engine.spec import GIB, PLUGIN, EngineSpec, installed_device, kv_cache_gib
 from serve.errors import ConfigError
 
 
@@ -80,6 +81,11 @@ def test_the_cache_is_sized_by_the_folder(tmp_path):
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(GIB + 1)
     assert int(spec(model=tmp_path).environment({})["VLLM_CPU_KVCACHE_SPACE"]) in (1, 2)
+
+
+def test_our_plugin_is_installed_and_the_only_one_loaded():
+    assert spec().environment({})["VLLM_PLUGINS"] == PLUGIN
+    assert PLUGIN in {entry.name for entry in entry_points(group="vllm.general_plugins")}
 
 
 def test_equal_specs_but_for_the_port_serve_alike():

@@ -1,6 +1,8 @@
 """A real gateway on a real port, in front of a fake engine and a real registry."""
 
 import asyncio
+import io
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,7 +11,6 @@ from typing import Any
 
 import aiohttp
 import openai
-from serve.registry import Registry, Version
 from support.adapters import write_adapter
 
 from serve.engine.fake import FakeEngine
@@ -17,6 +18,7 @@ from serve.engine.state import EngineState, write_state
 from serve.gateway.app import Gateway
 from serve.gateway.server import GatewayServer, listen
 from serve.gateway.source import RouteSource
+from serve.registry import Registry, Version
 from serve.registry.base import BaseIdentity
 
 ENGINE = "engine"
@@ -91,9 +93,8 @@ class Bench:
 
     async def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any, Mapping[str, str]]:
         """Send raw JSON or bytes; return status, decoded answer and headers."""
-        data = {"data": body} if isinstance(body, bytes) else {"json": body}
-        headers = {"content-type": "application/json"}
-        async with self.http.post(path, headers=headers, **data) as reply:
+        data = io.BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
+        async with self.http.post(path, headers={"content-type": "application/json"}, data=data) as reply:
             return reply.status, await reply.json(), reply.headers
 
     async def stream(self, **body: Any) -> str:

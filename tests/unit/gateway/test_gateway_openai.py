@@ -1,5 +1,7 @@
 """The unmodified ``openai`` client against the gateway."""
 
+from typing import Any
+
 import openai
 import pytest
 from gateway_harness import MESSAGES, Bench
@@ -47,12 +49,12 @@ async def test_the_base_answers_under_its_own_name(bench: Bench) -> None:
 @pytest.mark.parametrize("asked", [False, True])
 async def test_a_stream_is_renamed_and_has_usage_only_when_asked(bench: Bench, asked: bool) -> None:
     version = await bench.deploy()
-    options = {"stream_options": {"include_usage": True}} if asked else {}
+    options: Any = {"stream_options": {"include_usage": True}} if asked else {}
     stream = await bench.client.chat.completions.create(
         model="support",
         messages=MESSAGES,
         stream=True,
-        **options,  # type: ignore[call-overload]
+        **options,
     )
     chunks = [chunk async for chunk in stream]
     assert {chunk.model for chunk in chunks} == {"support@v1"}
@@ -78,7 +80,7 @@ async def test_raw_stream_ends_with_done_and_nothing_else(bench: Bench) -> None:
 
 async def test_what_the_engine_knows_passes_through(bench: Bench) -> None:
     await bench.deploy()
-    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    tools: Any = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     answer = await bench.client.chat.completions.create(
         model="support",
         messages=MESSAGES,
@@ -86,13 +88,14 @@ async def test_what_the_engine_knows_passes_through(bench: Bench) -> None:
         logprobs=True,
         top_logprobs=2,
         stop=["two"],
-        tools=tools,  # type: ignore[arg-type]
+        tools=tools,
         response_format={"type": "json_object"},
         extra_body={"top_k": 5, "chat_template_kwargs": {"enable_thinking": False}},
     )
     assert len(answer.choices) == 2
-    assert answer.choices[0].logprobs is not None
-    assert answer.choices[0].message.content.endswith("heard: one ")  # type: ignore[union-attr]
+    assert answer.choices[0].logprobs
+    assert answer.choices[0].message.content
+    assert answer.choices[0].message.content.endswith("heard: one ")
     sent = bench.engine.bodies[-1]
     assert sent["tools"] == tools
     assert sent["response_format"] == {"type": "json_object"}

@@ -32,10 +32,8 @@ STREAM = ROLE + token(" a") + token('"model":"support@v1-0123abcd"') + token("é
 @given(st.lists(st.integers(0, len(STREAM))), st.booleans(), st.booleans())
 def test_the_cuts_between_chunks_do_not_matter(cuts: list[int], keep_usage: bool, crlf: bool) -> None:
     events = EventFilter(ROUTE, keep_usage=keep_usage)
-    edges = [0, *sorted(cuts), len(STREAM)]
-    chunks = [STREAM[a:b] for a, b in itertools.pairwise(edges)]
-    if crlf:
-        chunks = [chunk.replace(b"\n", b"\r\n") for chunk in chunks]
+    stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
+    chunks = [stream[a:b] for a, b in itertools.pairwise([0, *sorted(cuts), len(stream)])]
     out = b"".join(events.feed(chunk) for chunk in chunks)
     expected = STREAM if keep_usage else STREAM.replace(USAGE, b"")
     expected = expected.replace(b'"model":"support@v1-0123abcd"', b'"model":"support@v1"')

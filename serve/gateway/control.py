@@ -1,0 +1,70 @@
+"""The control plane: health, readiness, metrics and status, as a FastAPI app off the hot path."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
+
+from serve.errors import EngineUnavailable, TenonError
+from serve.gateway.failures import Failure, http_failure
+from serve.gateway.source import RouteSource
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
+
+
+def control_app(source: RouteSource, lifespan: Lifespan) -> FastAPI:
+    """The app for every path that is not ``/v1/*``; it knows those only to refuse wrong methods and paths."""
+    app = FastAPI(title="Tenon gateway", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """The process serves; ``revision`` is the registry's that its routes were built from."""
+        return _json({"status": "ok", "revision": source.table.revision})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """The engine is ready too, so that requests can be answered."""
+        if source.engine_ready:
+            return _json({"status": "ready", "revision": source.table.revision})
+        engine = source.table.engine
+        state = "has not been started yet" if engine is None else f"is not ready (state: {engine.state})"
+        raise EngineUnavailable(f"the engine {state}", "try again shortly")
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """Prometheus' text format; a plain function, as writing thousands of lines would hold up streams."""
+        return Response(source.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @app.get("/api/status")
+    async def status() -> Response:
+        """Routes, versions and the engine's state, as the gateway sees them now."""
+        return _json({**source.table.status, "engine_ready": source.engine_ready})
+
+    @app.exception_handler(TenonError)
+    async def named(_: Request, error: TenonError) -> Response:
+        return _failure(Failure.of(error))
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        return _failure(http_failure(error.status_code, message), error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        return _failure(http_failure(500, f"something went wrong here ({type(error).__name__}); see the log"))
+
+    return app
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _failure(failure: Failure, headers: Any = None) -> Response:
+    response = Response(failure.body(), failure.status, headers, media_type="application/json")
+    response.raw_headers.extend(failure.headers)
+    return response

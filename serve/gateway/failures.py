@@ -1,0 +1,114 @@
+"""Errors as clients see them: always OpenAI's ``{"error": {"message", "type", "param", "code"}}``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from serve.errors import AdapterNotReady, BadRequest, EngineFailed, EngineUnavailable, TenonError
+from serve.gateway.asgi import Send, send_json
+
+RETRY_AFTER = 2
+"""Seconds after which a client may try again what is unavailable now."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One error in OpenAI's shape; ``status`` is its HTTP status."""
+
+    status: int
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+    @classmethod
+    def of(cls, error: TenonError) -> "Failure":
+        """The failure that clients see for one of our own errors; the hint follows the message."""
+        message = f"{error.message}; {error.hint}" if error.hint else error.message
+        param = error.param if isinstance(error, BadRequest) else None
+        return cls(error.status, message, error.type, error.code, param)
+
+    @property
+    def outcome(self) -> str:
+        """The metric label for a request that ends so: ``rejected``, ``unavailable`` or ``failed``."""
+        if self.status < 500:
+            return "rejected"
+        return "unavailable" if self.status == 503 else "failed"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Further response headers: ``retry-after`` where trying again can help."""
+        if self.status in (429, 502, 503):
+            return [(b"retry-after", b"%d" % RETRY_AFTER)]
+        return []
+
+    def body(self) -> bytes:
+        """The JSON body."""
+        fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": fields})
+
+    def event(self) -> bytes:
+        """The server-sent event that ends a stream which cannot go on; no ``[DONE]`` may follow it."""
+        return b"data: " + self.body() + b"\n\n"
+
+    async def send(self, send: Send, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Answer with this failure; nothing may have been sent before."""
+        await send_json(send, self.body(), self.status, [*self.headers, *headers])
+
+
+def http_failure(status: int, message: str) -> Failure:
+    """The failure for a plain HTTP error such as an unknown path or a wrong method."""
+    if status >= 500:
+        return Failure(status, message, "server_error", "internal_error")
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    return Failure(status, message, "invalid_request_error", codes.get(status, "invalid_request"))
+
+
+def engine_failure(status: int, body: bytes, model: str, public_names: Mapping[str, str]) -> Failure:
+    """Translate an engine's error for a request to ``model``.
+
+    The client's own mistakes are passed on, with engine names replaced (``public_names``: engine name →
+    public name). An engine that does not know the model has lost it, which is not the client's mistake. All
+    else is the engine's fault, and its words stay in our log.
+    """
+    error = _error_object(body)
+    if status in (400, 413, 422, 429, 501):
+        message = str(error.get("message") or "the engine rejected the request")
+        for engine_name in sorted(public_names, key=len, reverse=True):
+            message = message.replace(engine_name, public_names[engine_name])
+        param = error.get("param")
+        param = param.removeprefix("body.") if isinstance(param, str) else None
+        kind = "server_error" if status == 501 else "invalid_request_error"
+        return Failure(status, message, kind, _engine_code(status, message), param)
+    if status == 404:
+        return Failure.of(
+            AdapterNotReady(f"the engine does not hold {model} at this moment", "try again shortly")
+        )
+    if status in (503, 504):
+        return Failure.of(EngineUnavailable("the engine is overloaded or restarting", "try again shortly"))
+    return Failure.of(EngineFailed(f"the engine failed to answer (HTTP {status})", "try again"))
+
+
+def _engine_code(status: int, message: str) -> str:
+    if "maximum context length" in message or "max_model_len" in message:
+        return "context_length_exceeded"
+    codes = {413: "request_too_large", 429: "rate_limit_exceeded", 501: "not_implemented"}
+    return codes.get(status, "invalid_request")
+
+
+def _error_object(body: bytes) -> Mapping[str, Any]:
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    error = content.get("error", content) if isinstance(content, dict) else {}
+    return error if isinstance(error, dict) else {}
+
+
+def engine_event_failure(event: bytes, model: str, public_names: Mapping[str, str]) -> Failure:
+    """Translate an error event (``data: {"error": …}``) that an engine put into a stream."""
+    body = event.removeprefix(b"data:")
+    status = _error_object(body).get("code")
+    return engine_failure(status if isinstance(status, int) else 500, body, model, public_names)

@@ -1,0 +1,154 @@
+"""The data plane: checks a request, sends it to the engine under the engine's name, relays the answer.
+
+Raw ASGI and one shared aiohttp session; it touches neither disk nor web framework. Nothing is retried: a
+request that reached the engine may have cost it work.
+"""
+
+import asyncio
+import contextlib
+import io
+import logging
+import time
+from typing import Any
+
+import aiohttp
+import orjson
+
+from serve.errors import BadRequest, TenonError, Unavailable
+from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_body
+from serve.gateway.failures import Failure, engine_failure, http_failure
+from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
+from serve.gateway.routes import Route
+from serve.gateway.sampling import apply_defaults
+from serve.gateway.source import RouteSource
+from serve.gateway.validate import Endpoint, check_request, parse_body
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+SILENCE_SECONDS = 600.0
+"""How long the engine may send nothing at all: a long prefill in a full queue takes minutes."""
+KEEP_ALIVE_SECONDS = 2.0
+"""Below vLLM's 5 s, so that no request is sent into a connection that the engine is closing."""
+LAST_BYTES_SECONDS = 1.0
+"""How long to wait for the end of a stream after its last event, so that the connection can be used again."""
+READ_BUFFER = 2**20
+LARGE_BODY = 2**20
+"""Bytes above which a body is written in pieces, so that other requests go on meanwhile."""
+HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
+
+
+def open_session() -> aiohttp.ClientSession:
+    """The one session to engines; made inside the running loop."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=READ_BUFFER,
+    )
+
+
+class DataPlane:
+    """Answers ``/v1/chat/completions`` and ``/v1/completions``."""
+
+    def __init__(self, source: RouteSource, session: aiohttp.ClientSession) -> None:
+        self._source = source
+        self._session = session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint) -> None:
+        """Answer one request, whatever happens, and count it."""
+        started = time.perf_counter()
+        meters = self._source.metrics.other
+        try:
+            raw = await read_body(scope, receive)
+            body = parse_body(raw)
+            table = self._source.table
+            route, engine = table.resolve(body["model"])
+            meters = route.meters
+            check_request(body, endpoint)
+            keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
+            payload = _for_engine(body, route)
+        except ClientGone:
+            meters.outcomes["disconnected"].inc()
+            return
+        except TenonError as error:
+            failure = Failure.of(error)
+            meters.outcomes[failure.outcome].inc()
+            await failure.send(send)
+            return
+        exchange = Exchange(
+            route=route,
+            url=engine.chat_url if endpoint == "chat" else engine.completion_url,
+            payload=payload,
+            stream=body.get("stream") is True,
+            keep_usage=keep_usage,
+            single=body.get("n") in (None, 1),
+            started=started,
+            public_names=table.public_names,
+        )
+        with meters.running():
+            await self._answer(exchange, receive, send)
+
+    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        reply = None
+        relay = Relay(exchange, send)
+        try:
+            async with HangUp(receive):
+                reply = await self._ask(exchange)
+                await relay.run(reply)
+        except ClientGone:
+            outcome = "disconnected"
+        except RelayFailed as error:
+            outcome = await relay.fail(error.failure)
+        except asyncio.CancelledError:  # the server's deadline for running requests has passed
+            outcome = await relay.fail(Failure.of(Unavailable("the gateway is shutting down", "try again")))
+        except Exception:  # the edge of a request: the client gets an answer even to our own mistakes
+            logger.exception("a request for %s failed", exchange.route.public_name)
+            outcome = await relay.fail(http_failure(500, "something went wrong in the gateway; see its log"))
+        else:
+            outcome = "ok"
+        exchange.route.meters.outcomes[outcome].inc()
+        if reply is not None:
+            await _let_go(reply, whole=outcome == "ok")
+
+    async def _ask(self, exchange: Exchange) -> aiohttp.ClientResponse:
+        """Send the request; return the engine's good reply, of which only the head has been read."""
+        model = exchange.route.public_name
+        payload = exchange.payload
+        data = payload if len(payload) <= LARGE_BODY else io.BytesIO(payload)
+        try:
+            reply = await self._session.post(exchange.url, data=data, headers=HEADERS)
+            self._source.note_reached()
+            if reply.status == 200:
+                return reply
+            async with reply:
+                body = await reply.read()
+        except BROKEN as error:
+            self._source.note_unreachable()
+            raise RelayFailed.unreachable(error, exchange) from error
+        if reply.status >= 500:
+            logger.warning("engine answered %d for %s: %s", reply.status, model, body[:500])
+        raise RelayFailed(engine_failure(reply.status, body, model, exchange.public_names))
+
+
+def _for_engine(body: dict[str, Any], route: Route) -> bytes:
+    """Complete a request for the engine; of a stream the account is always asked for, as metrics need it."""
+    apply_defaults(body, route.defaults)
+    body["model"] = route.engine_name
+    if body.get("stream") is True:
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        raise BadRequest("the body is nested too deeply", "254 levels are the limit") from None
+
+
+async def _let_go(reply: aiohttp.ClientResponse, *, whole: bool) -> None:
+    """Give the connection back if the answer is at its end, else close it, which aborts the engine's work."""
+    if whole and not reply.content.at_eof():
+        with contextlib.suppress(*BROKEN):
+            async with asyncio.timeout(LAST_BYTES_SECONDS):
+                await reply.content.readany()
+    if not reply.content.at_eof():
+        reply.close()

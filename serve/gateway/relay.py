@@ -1,0 +1,159 @@
+"""Brings an engine's answer to the client, whole or as a stream, and counts what it holds."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from serve.errors import EngineFailed, EngineUnavailable
+from serve.gateway.asgi import Send, send_json
+from serve.gateway.failures import Failure, engine_event_failure
+from serve.gateway.routes import Route
+from serve.gateway.stream import EventFilter
+
+logger = logging.getLogger(__name__)
+
+BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
+"""What aiohttp raises when an engine cannot be reached or breaks off."""
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request on its way: where it goes, what is sent, and what the client must get.
+
+    ``single`` says that one choice was asked for, ``started`` is when the request came (``perf_counter``).
+    """
+
+    route: Route
+    url: URL
+    payload: bytes
+    stream: bool
+    keep_usage: bool
+    single: bool
+    started: float
+    public_names: Mapping[str, str]
+
+
+class RelayFailed(Exception):
+    """The answer cannot be completed; ``failure`` is what the client must be told."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+    @classmethod
+    def unreachable(cls, error: BaseException, exchange: Exchange) -> "RelayFailed":
+        """The engine could not be reached, or broke off."""
+        logger.warning("engine broke off for %s: %r", exchange.route.public_name, error)
+        return cls(Failure.of(EngineUnavailable("the engine is down or restarting", "try again shortly")))
+
+
+class Relay:
+    """Relays the answer of one exchange.
+
+    A streamed response starts with the first event, so that an engine that fails before it yields a plain
+    HTTP error. A stream that breaks off later ends with an error event and never with ``[DONE]``.
+    """
+
+    def __init__(self, exchange: Exchange, send: Send) -> None:
+        self._exchange = exchange
+        self._send = send
+        self._streaming = False
+        self._complete = False
+        self._last_token = 0.0
+
+    async def run(self, reply: aiohttp.ClientResponse) -> None:
+        """Relay the whole answer, else raise RelayFailed, after which :meth:`fail` tells the client."""
+        try:
+            if self._exchange.stream:
+                await self._stream(reply)
+            else:
+                await self._whole(reply)
+        except BROKEN as error:
+            raise RelayFailed.unreachable(error, self._exchange) from error
+        self._exchange.route.meters.duration.observe(time.perf_counter() - self._exchange.started)
+
+    async def fail(self, failure: Failure) -> str:
+        """End the response with a failure: an event once the stream has started, else an HTTP error.
+
+        Returns the outcome for the metrics; whatever breaks a stream off counts as ``failed``.
+        """
+        if self._streaming:
+            await self._send({"type": "http.response.body", "body": failure.event()})
+            return "failed"
+        if not self._complete:
+            await failure.send(self._send)
+        return failure.outcome
+
+    async def _whole(self, reply: aiohttp.ClientResponse) -> None:
+        text = await reply.read()
+        route = self._exchange.route
+        try:
+            content = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            content = None
+        if not isinstance(content, dict) or "choices" not in content:
+            logger.warning("engine's answer for %s is not understood: %s", route.public_name, text[:500])
+            raise RelayFailed(Failure.of(EngineFailed("the engine's answer is not understood", "try again")))
+        self._count(content.get("usage") or {})
+        self._complete = True
+        await send_json(self._send, route.rename(text), 200, [route.header])
+
+    async def _stream(self, reply: aiohttp.ClientResponse) -> None:
+        events = EventFilter(self._exchange.route, keep_usage=self._exchange.keep_usage)
+        try:
+            while not events.done:
+                chunk = await reply.content.readany()
+                if not chunk:
+                    raise RelayFailed.unreachable(EOFError("the stream ended before [DONE]"), self._exchange)
+                seen = events.tokens
+                out = events.feed(chunk)
+                if events.tokens != seen:
+                    self._time_tokens(events.tokens - seen)
+                if out:
+                    await self._write(out, more=not events.done)
+                if events.error is not None:
+                    raise RelayFailed(self._event_failure(events.error))
+        finally:
+            self._count(events.usage or {"completion_tokens": events.tokens})
+
+    def _event_failure(self, event: bytes) -> Failure:
+        name = self._exchange.route.public_name
+        logger.warning("engine broke off the stream for %s: %s", name, event[:500])
+        return engine_event_failure(event, name, self._exchange.public_names)
+
+    async def _write(self, events: bytes, *, more: bool) -> None:
+        if not self._streaming:
+            self._streaming = True
+            headers = [*STREAM_HEADERS, self._exchange.route.header]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if not more:
+            self._streaming, self._complete = False, True
+        await self._send({"type": "http.response.body", "body": events, "more_body": more})
+
+    def _time_tokens(self, count: int) -> None:
+        """Note that ``count`` tokens have just come."""
+        now = time.perf_counter()
+        meters = self._exchange.route.meters
+        if not self._last_token:
+            meters.first_token.observe(now - self._exchange.started)
+        elif self._exchange.single:
+            gap = (now - self._last_token) / count
+            for _ in range(count):
+                meters.inter_token.observe(gap)
+        self._last_token = now
+
+    def _count(self, usage: Mapping[str, Any]) -> None:
+        meters = self._exchange.route.meters
+        meters.prompt_tokens.inc(usage.get("prompt_tokens") or 0)
+        meters.completion_tokens.inc(usage.get("completion_tokens") or 0)

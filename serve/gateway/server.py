@@ -1,0 +1,115 @@
+"""Listens: binds the port, runs uvicorn, and leaves a record of itself in ``run/gateway.json``."""
+
+import errno
+import signal
+import socket
+import time
+from pathlib import Path
+
+import orjson
+import psutil
+import uvicorn
+
+from serve.config import Settings
+from serve.errors import ConfigError, PortInUse, StorageError, TenonError
+from serve.gateway.app import Gateway
+from serve.gateway.source import RouteSource
+from serve.registry import Registry
+
+DRAIN_SECONDS = 30
+"""How long running requests may go on after SIGTERM."""
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the port (0: a free one), else raise PortInUse or ConfigError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} on {host} is taken by another process", "stop it or choose another with --port"
+            ) from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return sock
+
+
+class GatewayServer(uvicorn.Server):
+    """A uvicorn server that tells other processes where it listens, from the first to the last moment."""
+
+    def __init__(self, app: Gateway, sock: socket.socket, record: Path) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
+        )
+        self.host, self.port = sock.getsockname()[:2]
+        self._record = record
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the gateway."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then write the record."""
+        await super().startup(sockets)
+        if self.started:
+            self._write_record()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish running requests, then remove the record."""
+        await super().shutdown(sockets)
+        self._record.unlink(missing_ok=True)
+
+    def _write_record(self) -> None:
+        process = psutil.Process()
+        record = {
+            "pid": process.pid,
+            "create_time": process.create_time(),
+            "host": self.host,
+            "port": self.port,
+            "url": self.url,
+            "started_at": time.time(),
+        }
+        partial = self._record.with_suffix(f".{process.pid}.partial")
+        partial.write_bytes(orjson.dumps(record))
+        partial.replace(self._record)
+
+
+def serve(settings: Settings) -> None:
+    """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
+    sock = listen(settings.host, settings.port)
+    try:
+        settings.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make {settings.state}: {error.strerror}") from error
+    registry = Registry.open(settings.home)
+    # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        source = RouteSource(registry, settings.state / "engine.json")
+        server = GatewayServer(Gateway(source), sock, settings.state / "gateway.json")
+        server.run(sockets=[sock])
+    finally:
+        registry.close()
+    if not server.started:
+        raise TenonError("the gateway did not start", "its log says why")

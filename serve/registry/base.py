@@ -1,0 +1,237 @@
+"""Base models: where one is, and what tells it from every other."""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from serve.errors import BaseModelError
+from serve.registry.hub import HUB_ID, download
+from serve.registry.tensor_file import Header, MalformedTensors, read_header
+
+BUILTIN = "tenon-tiny"
+SAMPLES = 16
+SAMPLE_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 100_000_000
+MAX_ENTRIES = 1_000_000
+MAX_JSON_BYTES = 64 * 1024 * 1024
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """A base model and what its adapters must fit.
+
+    ``shapes`` maps each tensor's name to its shape (a linear layer's weight is ``(out, in)``); ``max_length``
+    and ``vocab_size`` are in tokens; ``digest`` is hexadecimal SHA-256, see :func:`identify_base`.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    architecture: str
+    shapes: Mapping[str, tuple[int, ...]]
+    max_length: int
+    vocab_size: int
+
+
+def resolve_model(model: str) -> Path:
+    """The folder of a built-in base, a local folder in hub format or a hub id; raises BaseModelError."""
+    if model == BUILTIN:
+        return _builtin()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if path.exists():
+        raise BaseModelError(
+            f"{model} is a file, not a model's folder", "give the folder that holds config.json"
+        )
+    if HUB_ID.fullmatch(model):
+        return download(model)
+    near = _nearby(path)
+    raise BaseModelError(
+        f"there is no base model {model!r}" + (f"; nearby: {', '.join(near)}" if near else ""),
+        f"give a local folder in hub format, a hub id such as Qwen/Qwen3-0.6B, or {BUILTIN}",
+    )
+
+
+def identify_base(model: str) -> BaseIdentity:
+    """Find a base model and compute its identity; raises BaseModelError.
+
+    The digest covers config.json, the tokenizer and, for each weight file, its name, size, header and 64 KiB at
+    16 evenly spaced places of its data. Reading all weights of a large base would take minutes at every start;
+    two fine-tunes of one model differ throughout, so a sample tells them apart. It is no defence against someone
+    who crafts a base to collide: whoever chooses the base's folder is trusted.
+    """
+    folder = resolve_model(model)
+    config = _config(folder)
+    architecture = _architecture(folder, config)
+    digest = hashlib.sha256()
+    for name in ("config.json", _tokenizer(folder)):
+        _feed(digest, name, _read(folder / name))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard in _shards(folder):
+        header = _sample(folder / shard, digest)
+        shapes.update({name: entry.shape for name, entry in header.tensors.items()})
+    return BaseIdentity(
+        name=_public_name(model, folder),
+        path=folder,
+        digest=digest.hexdigest(),
+        architecture=architecture,
+        shapes=MappingProxyType(shapes),
+        max_length=_number(folder, config, LENGTH_KEYS),
+        vocab_size=_number(folder, config, ("vocab_size",)),
+    )
+
+
+def safe_name(text: str) -> str:
+    """The last part of a path or hub id, spelt as :mod:`serve.names` wants names."""
+    last = text.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-")[:64].strip("._-") or "base"
+
+
+def _public_name(model: str, folder: Path) -> str:
+    return safe_name(model) if not Path(model).expanduser().is_dir() else safe_name(folder.resolve().name)
+
+
+def _builtin() -> Path:
+    spec = importlib.util.find_spec("train")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    for place in places:
+        folder = Path(place) / "assets" / BUILTIN
+        if folder.is_dir():
+            return folder
+    raise BaseModelError(
+        f"the built-in base {BUILTIN} is not installed here",
+        "reinstall tenon-llm, or name another model: a local folder in hub format or a hub id",
+    )
+
+
+def _nearby(path: Path) -> list[str]:
+    parent = path.parent
+    try:
+        folders = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    except PermissionError:
+        return []
+    return [str(parent / name) for name in difflib.get_close_matches(path.name, folders, 3, 0.5)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise BaseModelError(
+                f"{path} is larger than {MAX_JSON_BYTES:,} bytes", "check that it is the right file"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise BaseModelError(
+            f"{path} cannot be read: {error.strerror}", "check the folder and its permissions"
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise BaseModelError(
+            f"{path} is not valid JSON: {error}", "download or save the model again"
+        ) from error
+    if not isinstance(content, dict):
+        raise BaseModelError(f"{path} is not a JSON object", "download or save the model again")
+    return content
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        hint = "give the folder that holds config.json, the tokenizer and *.safetensors"
+        if (folder / "adapter_config.json").is_file():
+            hint = "this folder holds an adapter; give the base that it was trained on"
+        raise BaseModelError(f"{folder} has no config.json, so it is no model in hub format", hint)
+    return _json(folder / "config.json")
+
+
+def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or not name.endswith(GENERATIVE) or config.get("is_encoder_decoder"):
+        raise BaseModelError(
+            f"{folder}/config.json names the architecture {name!r}, which is not a causal language model",
+            "use a model whose architecture ends in ForCausalLM",
+        )
+    return name
+
+
+def _tokenizer(folder: Path) -> str:
+    for name in TOKENIZERS:
+        if (folder / name).is_file():
+            return name
+    raise BaseModelError(f"{folder} has no tokenizer", f"add the model's {TOKENIZERS[0]} to the folder")
+
+
+def _number(folder: Path, config: Mapping[str, Any], keys: Iterable[str]) -> int:
+    inner = config.get("text_config")
+    for section in (config, inner if isinstance(inner, dict) else {}):
+        for key in keys:
+            value = section.get(key)
+            if type(value) is int and value > 0:
+                return value
+    raise BaseModelError(
+        f"{folder}/config.json has no {' or '.join(keys)}", "complete the model's config.json"
+    )
+
+
+def _shards(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = _json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise BaseModelError(f"{index} has no weight_map", "download or save the model again")
+        names = sorted({str(name) for name in weight_map.values()})
+        foreign = [name for name in names if Path(name).name != name]
+        missing = [name for name in names if name not in foreign and not (folder / name).is_file()]
+        if foreign or missing:
+            what = (
+                f"names files outside the folder: {foreign[0]!r}"
+                if foreign
+                else f"misses {', '.join(missing[:5])}"
+            )
+            raise BaseModelError(f"{index} {what}", "download or save the model again")
+        return names
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    raise BaseModelError(
+        f"{folder} has no model.safetensors" + (f", only {pickles[0]}" if pickles else ""),
+        "save the model with save_pretrained(…, safe_serialization=True)",
+    )
+
+
+def _feed(digest: Any, name: str, content: bytes) -> None:
+    digest.update(f"{name}\n{len(content)}\n".encode())
+    digest.update(content)
+
+
+def _sample(path: Path, digest: Any) -> Header:
+    try:
+        with path.open("rb") as file:
+            header = read_header(file, max_bytes=MAX_HEADER_BYTES, max_entries=MAX_ENTRIES)
+            _feed(digest, f"{path.name}\n{header.file_bytes}", header.raw)
+            room = max(0, header.file_bytes - header.data_start - SAMPLE_BYTES)
+            for place in range(SAMPLES):
+                file.seek(header.data_start + room * place // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    except MalformedTensors as error:
+        raise BaseModelError(f"{path} cannot be used: {error}", "download or save the model again") from error
+    except OSError as error:
+        raise BaseModelError(
+            f"{path} cannot be read: {error.strerror}", "check the folder and its permissions"
+        ) from error
+    return header

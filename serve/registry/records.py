@@ -1,0 +1,119 @@
+"""What the registry hands out: plain, immutable records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from serve.names import VersionRef
+
+LoadStateName = Literal["pending", "loading", "ready", "failed", "draining"]
+LOAD_STATES: tuple[str, ...] = get_args(LoadStateName)
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What validation learned of an adapter.
+
+    ``rank`` is the largest of any module, ``parameters`` counts its numbers, ``bytes`` is the size of its weight
+    file. ``all_zero`` means that it changes nothing: A or B of every module is zero. ``base_digest`` is the
+    digest of the base that its config names, where that base is on this machine. ``warnings`` are what could not
+    be checked.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    parameters: int
+    bytes: int
+    all_zero: bool
+    base_digest: str | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a version comes from.
+
+    ``source`` is ``"run"`` or the folder that it was added from; ``base_digest`` the base that it was trained on
+    (filled in at registration); ``files`` are absolute paths that go with it, such as its test split.
+    """
+
+    run: str | None = None
+    recipe: Mapping[str, Any] | None = None
+    data_fingerprint: str | None = None
+    code_version: str | None = None
+    source: str = "run"
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    base_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Version:
+    """An immutable adapter: ``digest`` is the SHA-256 of its files, which lie in ``path``."""
+
+    ref: VersionRef
+    digest: str
+    path: Path
+    engine_name: str
+    base_name: str
+    base_digest: str
+    facts: AdapterFacts
+    lineage: Lineage
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A mutable name, the version it means and the one it meant before, which stays loaded for a rollback."""
+
+    name: str
+    target: Version
+    previous: VersionRef | None
+    sampling: Mapping[str, Any]
+    verdict: str | None
+    forced: bool
+    changed_at: datetime
+
+
+@dataclass(frozen=True)
+class AliasChange:
+    """One entry of an alias's history; the versions it names may have been removed since."""
+
+    alias: str
+    target: VersionRef
+    digest: str
+    previous: VersionRef | None
+    sampling: Mapping[str, Any]
+    verdict: str | None
+    forced: bool
+    by: str
+    changed_at: datetime
+
+
+@dataclass(frozen=True)
+class LoadState:
+    """What an engine last said of a version; ``reason`` holds its words where the state is ``failed``."""
+
+    engine: str
+    ref: VersionRef
+    engine_name: str
+    state: LoadStateName
+    reason: str
+    load_seconds: float | None
+    changed_at: datetime
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation of a version against a base; ``report`` is the path of its HTML report."""
+
+    id: int
+    ref: VersionRef
+    base_digest: str
+    result: Mapping[str, Any]
+    verdict: str
+    report: str
+    created_at: datetime

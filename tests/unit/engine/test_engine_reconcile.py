@@ -1,0 +1,231 @@
+import dataclasses
+
+import pytest
+from engine_base import BASE
+
+from serve.engine import reconcile as module
+from serve.engine.fake import Fault
+from serve.engine.reconcile import Memory, reconcile
+from serve.errors import EngineUnavailable
+
+
+@pytest.fixture
+def converge(registry, client):
+    memory = Memory()
+
+    async def one_pass(memory=memory):
+        return await reconcile(registry, client, "engine", BASE, memory)
+
+    one_pass.memory = memory
+    return one_pass
+
+
+def states(registry):
+    return {str(row.ref): row.state for row in registry.loaded("engine")}
+
+
+def expire(memory):
+    """As if the time until the next try and the time to drain had passed."""
+    for failure in memory.failures.values():
+        failure.retry_at = 0.0
+    memory.draining = dict.fromkeys(memory.draining, float("-inf"))
+
+
+async def test_what_an_alias_means_is_loaded_probed_and_ready(registry, add, engine, converge):
+    version = add()
+    registry.set_alias("support", version.ref)
+    result = await converge()
+    assert result.loaded == [version.engine_name]
+    assert engine.adapters == {version.engine_name: str(version.path)}
+    assert states(registry) == {"support@v1": "ready"}
+    assert engine.stats.by_model[version.engine_name] > 0
+
+
+async def test_a_second_pass_does_and_writes_nothing(registry, add, engine, converge):
+    registry.set_alias("support", add().ref)
+    await converge()
+    revision, requests = registry.revision(), engine.stats.requests
+    result = await converge()
+    assert not result.changed
+    assert registry.revision() == revision
+    assert engine.stats.requests == requests
+
+
+async def test_aliases_come_before_candidates(registry, add, engine, converge):
+    first, second = add("aaa"), add("support")
+    registry.want(first.ref)
+    registry.set_alias("support", second.ref)
+    result = await converge()
+    assert result.loaded == [second.engine_name, first.engine_name]
+
+
+async def test_the_version_before_stays_loaded_for_a_rollback(registry, add, engine, converge):
+    for _ in range(2):
+        registry.set_alias("support", add().ref)
+    await converge()
+    assert states(registry) == {"support@v1": "ready", "support@v2": "ready"}
+
+
+async def test_an_engine_that_forgot_everything_gets_it_back(registry, add, engine, converge):
+    version = add()
+    registry.set_alias("support", version.ref)
+    await converge()
+    engine.adapters.clear()
+    result = await converge()
+    assert result.loaded == [version.engine_name]
+    assert states(registry) == {"support@v1": "ready"}
+
+
+async def test_what_nobody_wants_drains_before_it_goes(registry, add, engine, converge):
+    version = add()
+    registry.want(version.ref)
+    await converge()
+    registry.unwant(version.ref)
+    await converge()
+    assert states(registry) == {"support@v1": "draining"}
+    assert version.engine_name in engine.adapters
+    expire(converge.memory)
+    result = await converge()
+    assert result.unloaded == [version.engine_name]
+    assert engine.adapters == {}
+    assert states(registry) == {}
+
+
+async def test_one_that_is_wanted_again_stops_draining(registry, add, engine, converge):
+    version = add()
+    registry.want(version.ref)
+    await converge()
+    registry.unwant(version.ref)
+    await converge()
+    registry.want(version.ref)
+    expire(converge.memory)
+    await converge()
+    assert states(registry) == {"support@v1": "ready"}
+    assert version.engine_name in engine.adapters
+
+
+async def test_strangers_on_our_engine_go_and_foreign_names_stay(registry, engine, converge):
+    engine.adapters |= {"old@v1-00000000": "/x", "somebody-elses": "/y"}
+    await converge()
+    expire(converge.memory)
+    await converge()
+    assert list(engine.adapters) == ["somebody-elses"]
+
+
+async def test_on_a_shared_engine_only_what_we_loaded_goes(registry, add, engine, converge):
+    shared = Memory(exclusive=False)
+    version = add()
+    engine.adapters["other@v1-00000000"] = "/x"
+    registry.want(version.ref)
+    await converge(shared)
+    registry.unwant(version.ref)
+    await converge(shared)
+    expire(shared)
+    await converge(shared)
+    assert list(engine.adapters) == ["other@v1-00000000"]
+
+
+async def test_a_refused_load_is_failed_with_the_engines_words(registry, add, engine, converge):
+    registry.want(add().ref)
+    engine.faults = [Fault("refuse_load", times=-1, message="Call to add_lora method failed: bad module")]
+    await converge()
+    (row,) = registry.loaded("engine")
+    assert row.state == "failed"
+    assert "Call to add_lora method failed: bad module" in row.reason
+
+
+async def test_a_failure_is_not_tried_at_every_pass_but_again_later(registry, add, engine, converge):
+    registry.want(add().ref)
+    engine.faults = [Fault("refuse_load")]
+    for _ in range(3):
+        await converge()
+    assert len(engine.stats.loads) == 1
+    expire(converge.memory)
+    await converge()
+    assert len(engine.stats.loads) == 2
+    assert states(registry) == {"support@v1": "ready"}
+    assert converge.memory.failures == {}
+
+
+def test_each_failure_waits_twice_as_long(monkeypatch):
+    memory = Memory()
+    waits = []
+    for _ in range(9):
+        before = module.time.monotonic()
+        memory.fail("a", "no")
+        waits.append(round(memory.failures["a"].retry_at - before))
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+
+
+async def test_a_failure_does_not_hold_up_the_others(registry, add, engine, converge):
+    bad, good = add("aaa"), add("bbb")
+    for version in (bad, good):
+        registry.want(version.ref)
+    engine.faults = [Fault("refuse_load", model=bad.engine_name, times=-1)]
+    result = await converge()
+    assert list(result.failed) == [bad.engine_name]
+    assert states(registry) == {"aaa@v1": "failed", "bbb@v1": "ready"}
+
+
+async def test_a_silent_adapter_is_failed_and_unloaded(registry, add, engine, converge):
+    registry.want(add().ref)
+    engine.faults = [Fault("silent", times=-1)]
+    await converge()
+    (row,) = registry.loaded("engine")
+    assert row.state == "failed"
+    assert "answers as the base does" in row.reason
+    assert engine.adapters == {}
+
+
+async def test_an_all_zero_adapter_is_reported_as_such(registry, add, engine, converge):
+    registry.want(add(zero=True).ref)
+    engine.faults = [Fault("silent", times=-1)]
+    await converge()
+    assert "its weights are all zero" in registry.loaded("engine")[0].reason
+
+
+async def test_an_adapter_of_another_base_is_never_loaded(registry, add, engine, converge):
+    other = dataclasses.replace(BASE, name="other", digest="c" * 64)
+    registry.want(add(base=other).ref)
+    await converge()
+    (row,) = registry.loaded("engine")
+    assert row.state == "failed"
+    assert "another base (other)" in row.reason
+    assert engine.stats.loads == []
+
+
+async def test_a_new_controller_keeps_what_is_ready_and_probes_it(registry, add, engine, converge):
+    version = add()
+    registry.set_alias("support", version.ref)
+    await converge()
+    revision, asked = registry.revision(), engine.stats.by_model[version.engine_name]
+    await converge(Memory())
+    assert registry.revision() == revision
+    assert engine.stats.by_model[version.engine_name] > asked
+    assert len(engine.stats.loads) == 1
+
+
+async def test_a_new_controller_finds_an_adapter_that_went_silent(registry, add, engine, converge):
+    version = add()
+    registry.set_alias("support", version.ref)
+    await converge()
+    engine.silent.add(version.engine_name)
+    await converge(Memory())
+    assert states(registry) == {"support@v1": "failed"}
+
+
+async def test_an_engine_that_is_gone_stops_the_pass(registry, add, engine, converge):
+    registry.set_alias("support", add().ref)
+    await engine.stop()
+    with pytest.raises(EngineUnavailable):
+        await converge()
+
+
+def test_an_adapter_whose_loading_ended_the_engine_waits_in_its_next_life():
+    memory = Memory(loading="bad@v1-00000000", proven={"good@v1-00000000"})
+    memory.fail("other@v1-00000000", "no")
+    reborn = memory.reborn()
+    assert list(reborn.failures) == ["bad@v1-00000000"]
+    assert reborn.waits("bad@v1-00000000")
+    assert not reborn.proven
+    assert reborn.reborn().failures == {}

@@ -1,0 +1,185 @@
+"""The built-in dataset: what customers write to an online shop, answered with an intent and its details as JSON.
+
+Everything is written by this project: the phrasings stand in ``builtin_support.yaml``, this module fills them in.
+A phrasing belongs to one split, and some products, cities and all order numbers of the test are new to it, so that
+the score tells whether a model has learnt to read such messages and not whether it remembers them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Row = dict[str, Any]
+
+SPLITS = ("train", "validation", "test")
+SIZES = {"train": 4800, "validation": 300, "test": 600}
+# The order of the details in an answer. "product" and the like are also the names of the slots in the phrasings.
+FIELDS = ("order", "product", "date", "amount", "city", "email")
+
+_SLOT = re.compile(r"\{(\w+)\}")
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")
+_UNSEEN_SHARE = 0.4
+_TYPO_SHARE = 0.08
+_LOWERCASE_SHARE = 0.1
+_GREETING_SHARE = 0.25
+_MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+def system_message() -> str:
+    """The instruction that every row begins with."""
+    return str(_source()["system"])
+
+
+def intents() -> tuple[str, ...]:
+    """The names of the intents, in the order of the phrasing file."""
+    return tuple(_source()["intents"])
+
+
+def phrasings(split: str) -> tuple[tuple[str, str], ...]:
+    """The (intent, phrasing) pairs of one split, with their slots and choices still open."""
+    return tuple(
+        (intent, text) for intent, by_split in _source()["intents"].items() for text in by_split[split]
+    )
+
+
+def generate(seed: int = 0) -> dict[str, list[Row]]:
+    """The whole dataset: 4,800 rows to train on, 300 to validate with, 600 to test with.
+
+    Each row is ``{"id", "prompt": [system, user], "completion": [assistant]}``; the assistant's content is compact
+    JSON with the intent first and then those of FIELDS that occur, each value as the customer wrote it. The same
+    seed gives the same rows; no message occurs twice, within a split or across splits.
+    """
+    seen: set[str] = set()
+    return {split: _split_rows(split, random.Random(f"{split}-{seed}"), seen) for split in SPLITS}
+
+
+@cache
+def _source() -> dict[str, Any]:
+    with (Path(__file__).with_name("builtin_support.yaml")).open(encoding="utf-8") as file:
+        source: dict[str, Any] = yaml.safe_load(file)
+    return source
+
+
+def _split_rows(split: str, chance: random.Random, seen: set[str]) -> list[Row]:
+    rows: list[Row] = []
+    for intent, phrasing in _take_turns(split, chance):
+        message, details = _write(phrasing, split, chance)
+        key = message.casefold()
+        if key in seen:
+            continue
+        seen.add(key)
+        rows.append(_row(message, {"intent": intent, **details}))
+        if len(rows) == SIZES[split]:
+            break
+    chance.shuffle(rows)
+    return rows
+
+
+def _take_turns(split: str, chance: random.Random) -> Iterator[tuple[str, str]]:
+    """Endless (intent, phrasing): intents in turn, and within an intent each phrasing once before any comes again."""
+    source = _source()["intents"]
+    waiting: dict[str, list[str]] = {intent: [] for intent in source}
+    while True:
+        for intent, queue in waiting.items():
+            if not queue:
+                queue.extend(source[intent][split])
+                chance.shuffle(queue)
+            yield intent, queue.pop()
+
+
+def _write(phrasing: str, split: str, chance: random.Random) -> tuple[str, dict[str, str]]:
+    """One message made from a phrasing, and the details that it mentions, in the order of FIELDS."""
+    text = _CHOICE.sub(lambda match: chance.choice(match[1].split("|")), phrasing)
+    if chance.random() < _TYPO_SHARE:
+        text = _misspell(text, chance)
+    if chance.random() < _LOWERCASE_SHARE:
+        text = text[0].lower() + text[1:].rstrip(".")
+    values = {slot: _value(slot, split, chance) for slot in _SLOT.findall(text)}
+    message = _SLOT.sub(lambda match: values[match[1]], text)
+    manners = _source()
+    pool = "test" if split == "test" else "train"
+    if chance.random() < _GREETING_SHARE:
+        message = chance.choice(manners["openers"][pool]) + message
+    if chance.random() < _GREETING_SHARE:
+        message += chance.choice(manners["closers"][pool])
+    return message, {field: values[field] for field in FIELDS if field in values}
+
+
+def _misspell(text: str, chance: random.Random) -> str:
+    """Swap, drop or double one letter inside one longer word, never in a slot."""
+    words = [match for match in re.finditer(r"(?<![{\w])[a-z]{5,}(?![}\w])", text)]
+    if not words:
+        return text
+    word = chance.choice(words)
+    at = word.start() + chance.randrange(1, len(word[0]) - 2)
+    a, b = text[at], text[at + 1]
+    return text[:at] + chance.choice((b + a, b, a + a + b)) + text[at + 2 :]
+
+
+def _value(slot: str, split: str, chance: random.Random) -> str:
+    if slot in ("product", "city"):
+        pools = _source()["products" if slot == "product" else "cities"]
+        unseen = split == "test" and chance.random() < _UNSEEN_SHARE
+        return str(chance.choice(pools["test" if unseen else "train"]))
+    return {"order": _order_number, "date": _date, "amount": _amount, "email": _email}[slot](chance)
+
+
+def _order_number(chance: random.Random) -> str:
+    return f"{chance.choice('ABCDEFGHKLMNPRSTWXZ')}{chance.randrange(10000, 100000)}"
+
+
+def _date(chance: random.Random) -> str:
+    day, month = chance.randrange(1, 29), chance.choice(_MONTHS)
+    shapes = (
+        f"{day} {month}",
+        f"{month} {day}",
+        f"{day:02}/{_MONTHS.index(month) + 1:02}",
+        chance.choice(_WEEKDAYS),
+    )
+    return chance.choice(shapes)
+
+
+def _amount(chance: random.Random) -> str:
+    cents = chance.choice(("00", "50", "90", "95", "99", str(chance.randrange(10, 99))))
+    number = f"{chance.randrange(3, 400)}.{cents}"
+    return chance.choice((f"£{number}", f"${number}", f"{number} euros", f"€{number}", f"{number} pounds"))
+
+
+def _email(chance: random.Random) -> str:
+    parts = _source()["email"]
+    first, last = chance.choice(parts["first_names"]), chance.choice(parts["last_names"])
+    name = chance.choice((f"{first}.{last}", f"{first}{chance.randrange(1, 100)}", f"{first[0]}{last}"))
+    return f"{name}@{chance.choice(parts['hosts'])}"
+
+
+def _row(message: str, answer: dict[str, str]) -> Row:
+    completion = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+    identity = hashlib.sha256(f"{message}\x00{completion}".encode()).hexdigest()[:12]
+    return {
+        "id": identity,
+        "prompt": [{"role": "system", "content": system_message()}, {"role": "user", "content": message}],
+        "completion": [{"role": "assistant", "content": completion}],
+    }
