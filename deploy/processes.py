@@ -78,17 +78,23 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         ) from error
 
 
+# Processes that may outlive us: kept, as Python warns of a running child that nobody refers to any more.
+spawned: "list[subprocess.Popen[bytes]]" = []
+
+
 def spawn(module: str, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
     """Start ``python -m module`` in a session of its own, its output appended to ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    spawned.append(child)
+    return child
 
 
 def ending(code: int) -> str:
