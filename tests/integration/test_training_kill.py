@@ -1,0 +1,73 @@
+"""A training that is killed goes on with the same command and ends at the same step."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from support.commands import TENON, environment, tenon
+
+STEPS = 24
+RECIPE = f"""
+name: killed
+data:
+  limit: 200
+lora:
+  rank: 4
+train:
+  max_steps: {STEPS}
+  batch_size: 4
+  save_every: 4
+  eval_every: 8
+"""
+
+
+def metrics(home: Path) -> list[dict[str, object]]:
+    """The events of the only run of a home."""
+    files = list((home / "runs").glob("*/metrics.jsonl"))
+    lines = files[0].read_text().splitlines() if files else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def kill_tree(pid: int, *, worker_only: bool) -> None:
+    """SIGKILL the worker, or the command that launched it as well."""
+    command = psutil.Process(pid)
+    children = command.children(recursive=True)
+    if not worker_only:
+        os.kill(pid, signal.SIGKILL)
+    for child in children:
+        if "train.worker" in child.cmdline():
+            os.kill(child.pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("worker_only", [True, False])
+def test_killed_at_a_random_step(tmp_path: Path, worker_only: bool) -> None:
+    home, recipe = tmp_path / "home", tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    step = random.randint(5, STEPS - 4)
+    with subprocess.Popen(
+        [*TENON, "train", str(recipe)],
+        env=environment(home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as command:
+        while not any(event.get("event") == "step" and event["step"] >= step for event in metrics(home)):
+            assert command.poll() is None
+            time.sleep(0.02)
+        kill_tree(command.pid, worker_only=worker_only)
+    assert command.returncode == (6 if worker_only else -signal.SIGKILL)
+    done = tenon(home, "train", str(recipe))
+    assert done.returncode == 0, done.stderr
+    assert "resumed at" in done.stdout
+    assert f"{STEPS} steps" in done.stdout
+    assert "Registered killed@v1" in done.stdout
+    steps = [event["step"] for event in metrics(home) if event.get("event") == "step"]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == STEPS
+    assert len(list((home / "runs").iterdir())) == 1

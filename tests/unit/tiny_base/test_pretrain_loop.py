@@ -1,0 +1,78 @@
+"""The loop that makes the built-in base, on a few seconds of it."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from train.data import builtin
+from train.tiny_base import corpus
+from train.tiny_base.model import new_model, save_base
+from train.tiny_base.pretrain import Budget, Progress, Settings, batches, learn
+from train.tiny_base.tokenizer import learn_tokenizer, whole_texts
+
+SETTINGS = Settings(batch_tokens=1024, max_length=160)
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return list(islice(corpus.documents(0), 400))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(documents):
+    return learn_tokenizer(whole_texts(documents), vocabulary=800)
+
+
+def losses(documents, tokenizer, steps: int) -> list[float]:
+    seen: list[Progress] = []
+    model = new_model(tokenizer, seed=0)
+    learn(model, batches(documents * 4, tokenizer, SETTINGS), Budget(steps=steps), SETTINGS, seen.append)
+    return [step.loss for step in seen]
+
+
+def test_the_loss_falls_and_the_same_seed_gives_the_same_start(documents, tokenizer):
+    first = losses(documents, tokenizer, steps=24)
+    assert len(first) == 24
+    assert sum(first[-6:]) < 0.8 * sum(first[:6])
+    assert losses(documents, tokenizer, steps=2)[0] == pytest.approx(first[0])
+
+
+def test_batches_hold_whole_documents_and_never_ask_for_padding(documents, tokenizer):
+    rows = 0
+    for batch in batches(documents, tokenizer, SETTINGS):
+        assert batch.ids.shape == batch.weights.shape
+        assert batch.ids.numel() <= SETTINGS.batch_tokens or len(batch.ids) == 1
+        assert (batch.weights[batch.ids == tokenizer.pad_token_id] < 1).sum() == (
+            batch.weights == 0
+        ).sum() or not (batch.weights == 0).any()
+        assert (batch.weights.sum(dim=1) > 0).all()
+        rows += len(batch.ids)
+    assert 0.5 * len(documents) < rows <= len(documents)
+
+
+def test_answers_weigh_more_than_prompts(tokenizer):
+    row = builtin.generate()["train"][0]
+    batch = next(batches([row], tokenizer, SETTINGS))
+    asked = batch.ids[0][batch.weights[0] == 1]
+    assert tokenizer.decode(asked) == row["completion"][0]["content"] + "<|im_end|>"
+
+
+def test_a_budget_is_spent_by_steps_or_by_time():
+    assert Budget(steps=10).spent(seconds=1e9, step=5) == 0.5
+    assert Budget(minutes=2).spent(seconds=30, step=999) == 0.25
+    assert Budget(minutes=2).spent(seconds=300, step=0) == 1.0
+
+
+def test_the_folder_replaces_an_older_one_and_is_read_back(documents, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "stale.bin").write_text("old")
+    model = new_model(tokenizer)
+    save_base(model, tokenizer, folder)
+    assert not (folder / "stale.bin").exists()
+    back = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(back.model.layers[0].mlp.up_proj.weight, weight.to(torch.bfloat16))
