@@ -1,7 +1,7 @@
 # The whole of Tenon from a checkout. Everything is installed into .venv, all state lives in .tenon.
 #
 #   make train-and-deploy   train an adapter, prove it, serve it   MODEL= DATA= TEST= NAME= RECIPE= PORT= ARGS=
-#   make test               lint-free tests on the real engine
+#   make test               the tests, on the real engine
 #   make help               the rest
 
 PYTHON ?= python3
@@ -49,6 +49,7 @@ lint: setup ## Check style, types and the import rule
 format: setup ## Format the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-clean: down ## Stop the stack; remove .venv, .tenon and caches
+clean: ## Stop the stack; remove .venv, .tenon and caches
+	-@if [ -x $(TENON) ]; then $(TENON) down; fi
 	rm -rf .venv .tenon *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

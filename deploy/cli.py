@@ -40,7 +40,9 @@ def common(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: the edge where errors become messages and exit codes."""
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has its way
+            signal.signal(number, interrupt)
     try:
         app(args=arguments)
     except TenonError as error:
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Let SIGTERM end a command as ctrl-C does, so that nothing is left behind."""
+    """Let SIGTERM and a closed terminal end a command as ctrl-C does, so that nothing is left behind."""
     raise KeyboardInterrupt
 
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from deploy.cli_stack import COLOURS, Json, Model, running_settings
-from deploy.console import console, print_json
+from deploy.cli_stack import Json, Model, settings_of
+from deploy.console import console, note, print_json, state_text
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import identify_base
@@ -22,7 +23,7 @@ Ref = Annotated[str, typer.Argument(help="NAME@vN")]
 @contextmanager
 def opened(context: typer.Context) -> Iterator[Registry]:
     """The registry of the chosen home."""
-    registry = Registry.open(running_settings(context).home)
+    registry = Registry.open(settings_of(context).home)
     try:
         yield registry
     finally:
@@ -41,28 +42,21 @@ def list_versions(
     if as_json:
         print_json(rows)
         return
+    if not rows:
+        console.print(
+            "No adapters yet: run `make train-and-deploy`, or `tenon adapters add FOLDER --name NAME`."
+        )
+        return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("version", "alias", "state", "verdict", "rank", "MiB", "base", "created"):
+    for column in ("version", "aliases", "state", "verdict", "rank", "MiB", "base", "created"):
         table.add_column(column)
     for row in rows:
-        colour = COLOURS.get(row["state"], "default")
-        state = f"[{colour}]{row['state']}[/]"
-        size = f"{row['bytes'] / 2**20:.1f}"
+        size, state = f"{row['bytes'] / 2**20:.1f}", state_text(row["state"])
+        names, verdict = ", ".join(row["aliases"]), row["verdict"] or ""
         table.add_row(
-            row["version"],
-            row["alias"] or "",
-            state,
-            row["verdict"] or "",
-            str(row["rank"]),
-            size,
-            row["base"],
-            row["created"],
+            row["version"], names, state, verdict, str(row["rank"]), size, row["base"], row["created"]
         )
-    console.print(
-        table
-        if rows
-        else "No adapters yet: `make train-and-deploy`, or `tenon adapters add FOLDER --name NAME`."
-    )
+    console.print(table)
 
 
 @app.command(epilog="Example: tenon adapters show support@v1")
@@ -84,9 +78,17 @@ def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
             "run": found.lineage.run,
             "data_fingerprint": found.lineage.data_fingerprint,
             "recipe": found.lineage.recipe,
+            "warnings": list(found.facts.warnings),
             "evaluations": [
-                {"verdict": record.verdict, "at": record.created_at, "report": record.report}
+                f"{record.created_at:%Y-%m-%d %H:%M} {record.verdict}, {record.report}"
                 for record in registry.evaluations(found.ref)
+            ],
+            "history": [
+                f"{change.changed_at:%Y-%m-%d %H:%M} {change.alias} → {change.target}"
+                + (" (forced)" if change.forced else "")
+                for name in (found.ref.name, *(alias.name for alias in registry.aliases()))
+                for change in registry.history(name)
+                if change.target == found.ref
             ],
         }
     if as_json:
@@ -96,7 +98,8 @@ def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     for key, value in content.items():
-        table.add_row(f"[dim]{key.replace('_', ' ')}[/]", "" if value is None else str(value))
+        text = "\n".join(map(str, value)) if isinstance(value, list) else str(value or "")
+        table.add_row(Text(key.replace("_", " "), "dim"), text)
     console.print(table)
 
 
@@ -111,18 +114,25 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Check an adapter's files against the base and register them as the next version."""
-    settings = running_settings(context, model=model)
+    settings = settings_of(context, model=model)
     chosen = check_name(name if name is not None else folder.resolve().name.lower())
     base = identify_base(settings.model)
     with opened(context) as registry:
         lineage = Lineage(source=str(folder.resolve()))
         version = registry.register(folder, chosen, base, max_rank=settings.max_lora_rank, lineage=lineage)
     if as_json:
-        print_json({"version": str(version.ref), "digest": version.digest})
+        content = {
+            "version": str(version.ref),
+            "digest": version.digest,
+            "warnings": list(version.facts.warnings),
+        }
+        print_json(content)
         return
     console.print(f"Registered {version.ref} (rank {version.facts.rank}, digest {version.digest[:12]}).")
     if version.facts.all_zero:
-        console.print("[yellow]All its weights are zero: it answers exactly as the base.[/]")
+        note("all its weights are zero: it answers exactly as the base", "yellow")
+    for warning in version.facts.warnings:
+        note(warning, "yellow")
 
 
 @app.command(epilog="Example: tenon adapters verify support@v1")
@@ -158,7 +168,7 @@ def summary(registry: Registry, version: Version) -> dict[str, Any]:
     evaluations = registry.evaluations(version.ref)
     return {
         "version": str(version.ref),
-        "alias": ", ".join(aliases) or None,
+        "aliases": aliases,
         "state": states[0] if states else "registered",
         "verdict": evaluations[-1].verdict if evaluations else None,
         "rank": version.facts.rank,

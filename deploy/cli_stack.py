@@ -1,16 +1,18 @@
 """``tenon up``, ``down`` and ``status``."""
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from deploy import stack
-from deploy.console import console, print_json, step
+from deploy.console import console, print_json, state_text, step
 from deploy.controller import read_stack
+from deploy.status import Part, Status
+from deploy.status import status as status_of
 from serve.config import Settings
+from serve.errors import AlreadyUp, NotUp
 
 Model = Annotated[
     str | None,
@@ -18,15 +20,6 @@ Model = Annotated[
 ]
 Port = Annotated[int | None, typer.Option(help="Port of the gateway.", show_default="8080")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
-
-COLOURS = {
-    "running": "green",
-    "starting": "yellow",
-    "restarting": "yellow",
-    "ready": "green",
-    "failed": "red",
-    "down": "red",
-}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,18 +30,30 @@ def add_to(app: typer.Typer) -> None:
 
 
 def settings_of(context: typer.Context, **options: Any) -> Settings:
-    """The settings from the environment, with the options of the command line on top."""
-    return Settings.read(home=context.obj, **options)
+    """The settings of the stack of this home, with those on top that options or the environment give.
+
+    What ``tenon up`` was asked for holds until ``tenon down``.
+    """
+    wanted = Settings.read(home=context.obj, **options)
+    stack = read_stack(wanted.home)
+    if stack is None:
+        return wanted
+    chosen = {name: getattr(wanted, name) for name in wanted.model_fields_set}
+    return Settings.stored({**stack.model_dump(), **chosen, "home": wanted.home})
 
 
-def running_settings(context: typer.Context, **options: Any) -> Settings:
-    """The settings of the stack that was last brought up in this home, with the options on top."""
+def settings_to_run(context: typer.Context, **options: Any) -> Settings:
+    """As :func:`settings_of`; raises AlreadyUp where something runs that was brought up with other settings."""
     settings = settings_of(context, **options)
-    running = read_stack(settings.home)
-    if running is None:
+    stack = read_stack(settings.home)
+    if stack is None or status_of(settings.home).down:
         return settings
-    given = {key: value for key, value in options.items() if value is not None}
-    return running.model_copy(update={**given, "home": settings.home})
+    changed = [name for name in Settings.model_fields if getattr(stack, name) != getattr(settings, name)]
+    changed = [name for name in changed if name not in ("home", "log_level")]
+    if changed:
+        was = ", ".join(f"{name} {getattr(stack, name)}, not {getattr(settings, name)}" for name in changed)
+        raise AlreadyUp(f"the stack of {settings.home} is up with {was}", "run `tenon down` first")
+    return settings
 
 
 def up(
@@ -66,25 +71,30 @@ def up(
     ] = False,
 ) -> None:
     """Start the engine, the gateway and the controller, or recover what died."""
-    settings = settings_of(context, model=model, port=port, host=host, engine_url=engine_url)
+    settings = settings_to_run(context, model=model, port=port, host=host, engine_url=engine_url)
     with step("up") as current:
         now = stack.up(settings, current.say)
         current.result = f"{now.base} at {now.url}/v1"
     if detach:
-        console.print("Stop it with [bold]tenon down[/].")
+        console.print("Stop it with `tenon down`.")
         return
     console.print("Running until ctrl-C.")
     try:
-        while stack.status(settings.home).controller.running:
+        while status_of(settings.home).controller.running:
             time.sleep(1.0)
-    finally:
+    except KeyboardInterrupt:
         with step("down") as current:
             current.result = ", ".join(stack.down(settings.home)) or "nothing ran any more"
+        raise
+    if not status_of(settings.home).down:
+        raise NotUp(
+            "the controller ended; engine and gateway go on", "recover it with `tenon up`, or `tenon down`"
+        )
 
 
 def down(context: typer.Context) -> None:
     """Stop the gateway, the engine and the controller; registered adapters stay."""
-    settings = settings_of(context)
+    settings = Settings.read(home=context.obj)
     with step("down") as current:
         current.say("letting requests in flight finish")
         current.result = ", ".join(stack.down(settings.home)) or "nothing ran"
@@ -92,8 +102,7 @@ def down(context: typer.Context) -> None:
 
 def status(context: typer.Context, as_json: Json = False) -> None:
     """Say what runs; exits with 5 unless everything does."""
-    home: Path = settings_of(context).home
-    now = stack.status(home)
+    now = status_of(Settings.read(home=context.obj).home)
     if as_json:
         print_json(now.to_dict())
     else:
@@ -101,25 +110,24 @@ def status(context: typer.Context, as_json: Json = False) -> None:
     raise typer.Exit(0 if now.healthy else 5)
 
 
-def show(now: stack.Status) -> None:
+def show(now: Status) -> None:
     """Print the status for a person."""
     table = Table.grid(padding=(0, 2))
     for name in ("controller", "engine", "gateway"):
-        part: stack.Part = getattr(now, name)
-        colour = COLOURS.get(part.state, "yellow")
-        table.add_row(name, f"[{colour}]{part.state}[/]", str(part.pid or ""), part.detail)
+        part: Part = getattr(now, name)
+        table.add_row(name, state_text(part.state), str(part.pid or ""), part.detail)
     console.print(table)
     if now.gateway.running:
-        console.print(f"OpenAI API: {now.url}/v1   metrics: {now.url}/metrics   base: {now.base}")
+        console.print(
+            f"OpenAI API: {now.url}/v1   metrics: {now.url}/metrics   base: {now.base}", soft_wrap=True
+        )
     if now.adapters:
         versions = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("version", "alias", "state", "reason"):
+        for column in ("version", "aliases", "state", "reason"):
             versions.add_column(column)
         for row in now.adapters:
-            colour = COLOURS.get(row["state"], "yellow")
-            versions.add_row(
-                row["version"], row["alias"] or "", f"[{colour}]{row['state']}[/]", row["reason"] or ""
-            )
+            names = ", ".join(row["aliases"])
+            versions.add_row(row["version"], names, state_text(row["state"]), row["reason"])
         console.print(versions)
     if not now.healthy:
-        console.print("Start or recover it with [bold]tenon up --detach[/].")
+        console.print("Start or recover it with `tenon up --detach`.")

@@ -3,24 +3,23 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
-from deploy.cli_stack import Json, Model, Port, running_settings, settings_of
+from deploy.cli_stack import Json, Model, Port, settings_of, settings_to_run
 from deploy.console import console, for_scripts, print_json, step
-from deploy.evaluation import Judgement, judge
-from deploy.pipeline import Outcome, train_and_register
-from deploy.pipeline import run as run_pipeline
-from deploy.questions import from_data, recorded
-from deploy.serving import move_alias
+from deploy.extras import need
 from deploy.snippets import curl_snippet, python_snippet
-from evalsuite.report.table import comparison_table
-from serve.gateway.sampling import SamplingDefaults
+from serve.errors import InputError
 from serve.names import parse_version
-from serve.registry import Registry, Version
+from serve.registry import Registry
 from train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from deploy.evaluation import Judgement
+    from deploy.pipeline import Outcome
 
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", "-r", help="Recipe (YAML); the default one if absent.")
@@ -66,6 +65,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train an adapter and register it as the next version; an unfinished run of the same recipe is resumed."""
+    need("train")
+    from deploy.pipeline import train_and_register
+
     for_scripts(as_json)
     settings = settings_of(context)
     with registry_of(settings) as registry:
@@ -73,7 +75,7 @@ def train(
     if as_json:
         print_json({"version": str(version.ref), "digest": version.digest, "run": version.lineage.run})
     else:
-        console.print(f"Registered {version.ref}. Prove it with [bold]tenon eval {version.ref}[/].")
+        console.print(f"Registered {version.ref}. Prove it with `tenon eval {version.ref}`.")
 
 
 def evaluate(
@@ -85,16 +87,19 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask base and adapter the same questions; exits with 3 unless the verdict is *better*."""
+    """Ask base and adapter the same questions; exits with 3 unless the gate would let the version pass."""
+    need("eval")
+    from deploy.evaluation import judge
+    from deploy.questions import from_data, recorded
+    from deploy.serving import wanted
+
     for_scripts(as_json)
-    settings = running_settings(context)
+    settings = settings_of(context)
     with registry_of(settings) as registry:
         found = registry.version(parse_version(version))
         asked = from_data(settings.home, found, data) if data is not None else recorded(found)
-        try:
+        with wanted(registry, found.ref):
             judgement = judge(settings, registry, found, asked, limit=limit)
-        finally:
-            registry.unwant(found.ref)
     if as_json:
         print_json(
             {"verdict": judgement.verdict, "report": str(judgement.report), **judgement.evaluation.to_dict()}
@@ -115,11 +120,14 @@ def deploy(
     as_json: Json = False,
 ) -> None:
     """Move an alias to a version that was proven better."""
+    from deploy.serving import move_alias
+    from serve.gateway.sampling import SamplingDefaults
+
     for_scripts(as_json)
-    settings = running_settings(context)
+    settings = settings_of(context)
     defaults = SamplingDefaults.parse(assignments(sampling)).values() if sampling else None
     with registry_of(settings) as registry, step("deploy") as current:
-        found: Version = registry.version(parse_version(version))
+        found = registry.version(parse_version(version))
         moved = move_alias(
             registry,
             settings,
@@ -155,11 +163,13 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train an adapter, prove that it beats the base, and deploy it: the whole life in one command."""
+    need("train", "eval")
+    from deploy.pipeline import run as run_pipeline
+
     for_scripts(as_json)
-    settings = running_settings(context, model=model, port=port)
-    base = model if recipe is not None else settings.model
+    base = model if recipe is not None else settings_of(context, model=model).model
     chosen = Recipe.load(recipe, [*given(base=base, name=name, data=data, test=test), *(overrides or [])])
-    settings = settings.model_copy(update={"model": chosen.base})
+    settings = settings_to_run(context, model=chosen.base, port=port)
     outcome = run_pipeline(settings, chosen, force=force)
     if as_json:
         print_json(outcome.to_dict())
@@ -185,36 +195,37 @@ def assignments(pairs: list[str]) -> dict[str, Any]:
         key, mark, value = pair.partition("=")
         if not mark:
             raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
-        content[key] = yaml.safe_load(value)
+        try:
+            content[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"--set {pair}: the value is not YAML", "quote it, such as 'stop=[\"\\n\"]'"
+            ) from error
     return content
 
 
-def show_judgement(judgement: Judgement) -> None:
+def show_judgement(judgement: "Judgement") -> None:
     """Print the table base vs adapter, what the gate says, and where the report is."""
+    from evalsuite.report.table import comparison_table
+
     console.print()
     for comparison in judgement.evaluation.comparisons:
         console.print(comparison_table(comparison))
         console.print()
-    console.print(f"[bold]{judgement.decision.reason}[/]")
+    console.print(judgement.decision.reason, style="bold")
     console.print(f"Report: {judgement.report}", soft_wrap=True)
 
 
-def show_outcome(outcome: Outcome) -> None:
+def show_outcome(outcome: "Outcome") -> None:
     """Print the end of a whole run: the judgement and how to use, see and stop what now runs."""
     show_judgement(outcome.judgement)
-    name = outcome.version.ref.name
+    ref, url = outcome.version.ref, outcome.url
+    console.print()
     if not outcome.deployed:
-        console.print(
-            f"\nNot deployed. Overrule the gate with [bold]tenon deploy {outcome.version.ref} --force[/]."
-        )
+        console.print(f"Not deployed. Overrule the gate with `tenon deploy {ref} --force`.")
         return
-    console.print(f"\nGateway: {outcome.url}/v1   metrics: {outcome.url}/metrics\n")
-    for text in (
-        curl_snippet(outcome.url, name, outcome.sample),
-        python_snippet(outcome.url, name, outcome.sample),
-    ):
-        console.print(text, markup=False, soft_wrap=True)
+    console.print(f"Gateway: {url}/v1   metrics: {url}/metrics\n", soft_wrap=True)
+    for snippet in (curl_snippet, python_snippet):
+        console.print(snippet(url, ref.name, outcome.sample), soft_wrap=True)
         console.print()
-    console.print(
-        f"[bold]{name}[/] answers as {outcome.version.ref}. Stop everything with [bold]make down[/]."
-    )
+    console.print(f"{ref.name} answers as {ref}. Stop everything with `make down`.")

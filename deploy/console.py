@@ -16,10 +16,12 @@ from rich.text import Text
 
 from serve.errors import TenonError
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# No markup: paths, recipes and the engine's words may hold brackets. What is coloured is coloured by style.
+console = Console(highlight=False, markup=False)
+errors = Console(stderr=True, highlight=False, markup=False)
 
 NAME_WIDTH = 12
+COLOURS = {"running": "green", "ready": "green", "failed": "red", "down": "red", "registered": "default"}
 
 
 class Step:
@@ -50,7 +52,7 @@ class Step:
 
     def bar(self) -> Callable[[int, int], None]:
         """Show a progress bar; the function returned takes what is done and of how much."""
-        text = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+        text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
         progress = Progress(text, BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
         task = progress.add_task(f"  {self.name:<{NAME_WIDTH}}", total=None)
 
@@ -74,20 +76,30 @@ def step(name: str) -> Iterator[Step]:
                 current.say("…")
                 yield current
     except BaseException:
-        console.print(line("[red]✗[/]", name, current.result or "stopped", current.seconds))
+        console.print(line(Text("✗", "red"), name, current.result or "stopped", current.seconds))
         raise
-    console.print(line("[green]✓[/]", name, current.result, current.seconds))
+    console.print(line(Text("✓", "green"), name, current.result, current.seconds))
 
 
-def line(mark: str, name: str, result: str, seconds: float) -> Table:
+def line(mark: Text, name: str, result: str, seconds: float) -> Table:
     """One step's line: mark, name, result, time."""
     row = Table.grid(padding=(0, 1), expand=False)
     row.add_column(width=1)
     row.add_column(width=NAME_WIDTH)
-    row.add_column(width=max(20, min(console.width, 110) - NAME_WIDTH - 14))
+    row.add_column(width=max(20, min(console.width, 110) - NAME_WIDTH - 14), overflow="fold")
     row.add_column(justify="right", width=8)
-    row.add_row(mark, name, result, f"[dim]{seconds:.1f} s[/]")
+    row.add_row(mark, name, result, Text(f"{seconds:.1f} s", "dim"))
     return row
+
+
+def note(text: str, style: str = "dim") -> None:
+    """Print a line that belongs to the step above it."""
+    console.print(f"    {text}", style=style, soft_wrap=True)
+
+
+def state_text(state: str) -> Text:
+    """The state of a process or a version in its colour."""
+    return Text(state, COLOURS.get(state, "yellow"))
 
 
 def report_error(error: TenonError) -> None:

@@ -8,7 +8,6 @@ started again at any time without the engine or the gateway noticing.
 import argparse
 import asyncio
 import fcntl
-import json
 import logging
 import os
 import shlex
@@ -20,14 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve.registry import Registry
-from serve.registry.base import identify_base
-
-from deploy.processes import Record, end, ending, spawn, write_json
+from deploy.processes import end, ending, recorded, spawn
 from serve.config import Settings
 from serve.engine.spec import EngineSpec
 from serve.engine.supervisor import Supervisor
-from serve.errors import AlreadyUp, ConfigError, TenonError
+from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
+from serve.records import ProcessIdentity, read_json, write_json
+from serve.registry import Registry
+from serve.registry.base import identify_base
 
 log = logging.getLogger("tenon.controller")
 
@@ -38,25 +37,23 @@ HEALTHY_AFTER = 60.0  # seconds after which earlier failures are forgotten
 
 
 def stack_file(home: Path) -> Path:
-    """Where ``tenon up`` writes what it was asked for, so that a new controller carries on with the same."""
+    """Where ``tenon up`` writes what it was asked for; there from then until ``tenon down``."""
     return home / "run" / "stack.json"
 
 
 def read_stack(home: Path) -> Settings | None:
-    """The settings of the stack that was last brought up in ``home``; None where there was none."""
-    try:
-        content = json.loads(stack_file(home).read_bytes())
-    except FileNotFoundError:
+    """The settings of the stack that was brought up in ``home`` and not taken down since, if there is one."""
+    path = stack_file(home)
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{stack_file(home)} cannot be read: {error}", "run `tenon down`, then `tenon up`"
-        ) from error
-    return Settings.read({}, **content)
+    try:
+        return Settings.stored(read_json(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", "run `tenon down`, then `tenon up`") from error
 
 
 def write_stack(settings: Settings) -> None:
-    """Remember what the stack was asked for."""
+    """Remember what the stack was asked for, so that a new controller carries on with the same."""
     write_json(stack_file(settings.home), settings.model_dump(mode="json"))
 
 
@@ -83,51 +80,36 @@ class GatewayKeeper:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until ``stop``, then let the gateway finish what it has in flight and end it."""
+        record = self.settings.state / "gateway.json"
         while not stop.is_set():
-            record = self._running() or self._start()
+            gateway = recorded(record) or self._start()
+            log.info("watching gateway %d", gateway.pid)
             since = time.monotonic()
-            while record.alive and not stop.is_set():
+            while gateway.alive and not stop.is_set():
                 await pause(stop, TICK)
             if stop.is_set():
-                await asyncio.to_thread(end, record, grace=GATEWAY_GRACE)
-                (self.settings.state / "gateway.json").unlink(missing_ok=True)
+                await asyncio.to_thread(end, gateway, grace=GATEWAY_GRACE)
+                record.unlink(missing_ok=True)
             else:
-                self._ended(record, time.monotonic() - since)
+                self._ended(gateway, time.monotonic() - since)
                 await pause(stop, BACKOFF[min(self.failures, len(BACKOFF)) - 1])
 
-    def _running(self) -> Record | None:
-        """The gateway that a controller before us started, if it lives and listens where ours should."""
-        record = Record.read(self.settings.state / "gateway.json")
-        if record is None or not record.alive:
-            return None
-        if (record.details.get("host"), record.details.get("port")) != (
-            self.settings.host,
-            self.settings.port,
-        ):
-            end(record, grace=GATEWAY_GRACE)
-            return None
-        log.info("gateway %d adopted", record.pid)
-        return record
-
-    def _start(self) -> Record:
+    def _start(self) -> ProcessIdentity:
         settings = self.settings
         where = ("--home", str(settings.home), "--host", settings.host, "--port", str(settings.port))
         self.child = spawn("serve.gateway", *where, log=settings.logs / "gateway.log")
-        log.info("gateway %d started", self.child.pid)
-        return Record.of(self.child.pid)
+        return ProcessIdentity.of(self.child.pid)
 
-    def _ended(self, record: Record, lived: float) -> None:
+    def _ended(self, gateway: ProcessIdentity, lived: float) -> None:
         self.failures = 1 if lived > HEALTHY_AFTER else self.failures + 1
-        reason = "ended"
-        if (
-            self.child is not None
-            and self.child.pid == record.pid
-            and (code := self.child.poll()) is not None
-        ):
-            reason = ending(code)
-        log.warning("gateway %d %s after %.0f s", record.pid, reason, lived)
+        code = self.child.poll() if self.child is not None and self.child.pid == gateway.pid else None
+        reason = "ended" if code is None else ending(code)
+        log.warning("gateway %d %s after %.0f s", gateway.pid, reason, lived)
         fate = {"reason": reason, "at": time.time(), "failures": self.failures}
-        write_json(self.settings.state / "gateway-exit.json", fate)
+        try:
+            write_json(self.settings.state / "gateway-exit.json", fate)
+        except StorageError as error:  # a full disk must not end what keeps the gateway up
+            log.warning("%s", error.message)
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:
@@ -196,16 +178,12 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{stack_file(home)} is missing", "start the stack with `tenon up`")
         logging.getLogger().setLevel(settings.log_level.upper())
         with only_one(home):
-            Record.of(os.getpid(), started_at=time.time()).write(record)
+            identity = ProcessIdentity.of(os.getpid())
+            write_json(record, {**identity.to_json(), "started_at": time.time()})
             asyncio.run(control(settings))
             record.unlink(missing_ok=True)
     except TenonError as error:
         log.error("%s (%s)", error.message, error.hint)
-        if not isinstance(error, AlreadyUp):
-            write_json(
-                home / "run" / "controller-error.json",
-                {"message": error.message, "hint": error.hint, "code": error.code},
-            )
         return error.exit_code
     return 0
 

@@ -1,21 +1,20 @@
-"""Judges a registered version on the running stack: base, version and what is live answer the same questions."""
+"""Judges a version on the running stack: base, version and what is live answer the same questions."""
 
 import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.registry import Registry, Version
-
 from deploy.console import step
-from deploy.processes import write_json
 from deploy.questions import Questions
-from deploy.serving import load
-from deploy.stack import require_up
+from deploy.serving import wait_until_loaded
+from deploy.status import require_up
 from evalsuite.evaluate import Arm, Evaluation, evaluate
 from evalsuite.gate import GateDecision, gate
 from evalsuite.report.html import Provenance, write_report
 from serve.config import Settings
+from serve.records import write_json
+from serve.registry import Registry, Version
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,9 @@ def judge(
     limit: int | None = None,
     force: bool = False,
 ) -> Judgement:
-    """Load, question, compare, report and record; prints a line per step. The version stays loaded."""
+    """Load, question, compare, report and record; prints a line per step. The caller wants the version."""
     with step("load") as current:
-        seconds = load(registry, settings, version.ref, current.say)
+        seconds = wait_until_loaded(registry, settings, version.ref, current.say)
         current.result = f"{version.engine_name} ready in {seconds:.1f} s, probed: it answers as itself"
     with step("evaluate") as current:
         arms = arms_of(settings, registry, version)
@@ -64,16 +63,34 @@ def judge(
     report = folder / "report.html"
     write_report(evaluation, report, provenance_of(version), decision)
     write_json(folder / "evaluation.json", evaluation.to_dict())
-    allowed = decision.allowed and not decision.forced
-    result = {**evaluation.summary(), "gate": {"allowed": allowed, "reason": decision.reason}}
+    record(registry, version, evaluation, decision, report, evidence=asked.evidence and limit is None)
+    return Judgement(evaluation, decision, report)
+
+
+def record(
+    registry: Registry,
+    version: Version,
+    evaluation: Evaluation,
+    decision: GateDecision,
+    report: Path,
+    *,
+    evidence: bool,
+) -> None:
+    """Keep an evaluation; ``evidence`` says whether the gate may later rely on it."""
+    live = next((arm.model for arm in evaluation.arms if arm.role == "live"), None)
+    gate_record = {
+        "allowed": decision.allowed and not decision.forced,
+        "reason": decision.reason,
+        "live": live,
+        "evidence": evidence,
+    }
     registry.record_evaluation(
         version.ref,
         base_digest=version.base_digest,
-        result=result,
+        result={**evaluation.summary(), "gate": gate_record},
         verdict=evaluation.verdict,
         report=str(report),
     )
-    return Judgement(evaluation, decision, report)
 
 
 def arms_of(settings: Settings, registry: Registry, version: Version) -> list[Arm]:

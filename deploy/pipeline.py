@@ -6,14 +6,14 @@ from importlib.metadata import version as distribution_version
 from typing import Any
 
 from deploy import stack
-from deploy.console import Step, console, step
-from deploy.controller import read_stack
+from deploy.console import Step, note, step
 from deploy.evaluation import Judgement, judge
+from deploy.net import check_port
 from deploy.progress import TrainingView
 from deploy.questions import prepare_in, recorded
-from deploy.serving import move_alias
+from deploy.serving import move_alias, wanted
+from deploy.status import Status, status
 from serve.config import Settings
-from serve.errors import AlreadyUp
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
 from train.data.prepare import Prepared, describe
@@ -60,7 +60,7 @@ def train_and_register(settings: Settings, recipe: Recipe, registry: Registry) -
         prepared = prepare_in(settings.home, recipe.data)
         current.result = " · ".join(f"{count:,} {split}" for split, count in prepared.counts.items())
     for text in describe(prepared):
-        console.print(f"    [dim]{text}[/]")
+        note(text)
     with step("plan") as current:
         plan = make_plan(recipe, prepared, base)
         current.result = (
@@ -68,13 +68,13 @@ def train_and_register(settings: Settings, recipe: Recipe, registry: Registry) -
             f" · about {plan.memory / 2**30:.1f} GiB"
         )
     for text in plan.warnings:
-        console.print(f"    [yellow]{text}[/]")
+        note(text, "yellow")
     with step("train") as current:
         view = TrainingView(current)
         result = run_training(recipe, prepared, base, settings.runs, view.see)
         current.result = outcome_of(result)
     for text in view.notices:
-        console.print(f"    [yellow]{text}[/]")
+        note(text, "yellow")
     with step("register") as current:
         version = register(settings, recipe, registry, prepared, base, result)
         current.result = f"{version.ref}, {version.facts.bytes / 2**20:.1f} MiB, digest {version.digest[:12]}"
@@ -125,64 +125,49 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
     and ``deployed`` is false.
     """
     started = time.monotonic()
-    check_before(settings, recipe)
+    check_before(settings)
     registry = Registry.open(settings.home)
     try:
         version = train_and_register(settings, recipe, registry)
-        was_up = stack.status(settings.home).healthy
-        with step("serve") as current:
-            now = ensure_up(settings, current)
-            engine = f"engine process {now.engine.pid}" if now.engine.pid else "engine attached"
-            current.result = f"{'was up' if was_up else 'up'}: {engine}, gateway {now.url}"
+        was_down = status(settings.home).down
         try:
-            return prove_and_deploy(settings, registry, version, force=force, started=started)
+            with step("serve") as current:
+                now = ensure_up(settings, current)
+                engine = f"engine process {now.engine.pid}" if now.engine.pid else "engine attached"
+                current.result = f"{'up' if was_down else 'was up'}: {engine}, gateway {now.url}"
+            with wanted(registry, version.ref):
+                judgement = judge(settings, registry, version, recorded(version), force=force)
+                if judgement.decision.allowed:
+                    deploy(settings, registry, version, force=force)
         except BaseException:
-            if not was_up:
+            if was_down:
                 stack.down(settings.home)
             raise
     finally:
         registry.close()
+    seconds = time.monotonic() - started
+    return Outcome(version, judgement, judgement.decision.allowed, str(now.url), now.engine.pid, seconds)
 
 
-def prove_and_deploy(
-    settings: Settings, registry: Registry, version: Version, *, force: bool, started: float
-) -> Outcome:
-    """Evaluate a registered version on the running stack and move its alias if the gate allows."""
-    try:
-        judgement = judge(settings, registry, version, recorded(version), force=force)
-        deployed = judgement.decision.allowed
-        if deployed:
-            with step("deploy") as current:
-                alias = move_alias(
-                    registry, settings, version.ref.name, version, force=force, say=current.say
-                )
-                before = f", before it {alias.previous}" if alias.previous else ""
-                current.result = f"alias {alias.name} → {version.ref}{before}" + (
-                    " (forced)" if alias.forced else ""
-                )
-    finally:
-        registry.unwant(version.ref)
-    url = str(stack.require_up(settings.home).url)
-    engine_pid = stack.status(settings.home).engine.pid
-    return Outcome(version, judgement, deployed, url, engine_pid, time.monotonic() - started)
+def deploy(settings: Settings, registry: Registry, version: Version, *, force: bool) -> None:
+    """Let the adapter's own alias mean the version."""
+    with step("deploy") as current:
+        alias = move_alias(registry, settings, version.ref.name, version, force=force, say=current.say)
+        current.result = f"alias {alias.name} → {version.ref}"
+        if alias.previous is not None:
+            current.result += f", before it {alias.previous}"
+        if alias.forced:
+            current.result += " (forced)"
 
 
-def check_before(settings: Settings, recipe: Recipe) -> None:
+def check_before(settings: Settings) -> None:
     """Find out before training, not after, that the stack could not serve the result."""
-    now = stack.status(settings.home)
-    running = read_stack(settings.home)
-    if now.healthy and running is not None:
-        wanted = identify_base(settings.model)
-        if running.engine_url is None and identify_base(running.model).digest != wanted.digest:
-            raise AlreadyUp(
-                f"the running stack serves {running.model}, not {settings.model}",
-                "run `make down` first, or choose another home with TENON_HOME",
-            )
-    elif now.gateway.pid is None:
-        stack.check_port(settings.host, settings.port)
+    now = status(settings.home)
+    if now.gateway.pid is None:
+        check_port(settings.host, settings.port)
 
 
-def ensure_up(settings: Settings, current: Step) -> stack.Status:
+def ensure_up(settings: Settings, current: Step) -> Status:
     """The running stack, started if need be."""
-    now = stack.status(settings.home)
+    now = status(settings.home)
     return now if now.healthy else stack.up(settings, current.say)

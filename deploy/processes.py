@@ -1,93 +1,40 @@
-"""Records of processes that outlive the command that started them.
-
-A process id alone may have been given to another program since; together with the time the process was
-created it names one process for good.
-"""
+"""Starts processes that outlive the command that started them, and ends them again."""
 
 import contextlib
-import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from serve.errors import StorageError
-
-
-@dataclass(frozen=True)
-class Record:
-    """What ``run/<name>.json`` says of a process; ``details`` holds the rest of the file."""
-
-    pid: int
-    created: float
-    details: dict[str, Any]
-
-    @classmethod
-    def of(cls, pid: int, **details: Any) -> "Record":
-        """A record of a living process."""
-        return cls(pid, psutil.Process(pid).create_time(), details)
-
-    @classmethod
-    def read(cls, path: Path) -> "Record | None":
-        """The record in ``path``, or None where there is none that can be read."""
-        try:
-            content = json.loads(path.read_bytes())
-            return cls(int(content.pop("pid")), float(content.pop("create_time")), content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-
-    def write(self, path: Path) -> None:
-        """Write atomically, so that a reader never sees half a record."""
-        write_json(path, {"pid": self.pid, "create_time": self.created, **self.details})
-
-    @property
-    def process(self) -> psutil.Process | None:
-        """The process while it lives."""
-        try:
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        except psutil.Error:
-            pass
-        return None
-
-    @property
-    def alive(self) -> bool:
-        """Whether the recorded process still lives."""
-        return self.process is not None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` to ``path`` atomically, else raise :class:`StorageError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path} could not be written: {error.strerror}", "free disk space, or set TENON_HOME"
-        ) from error
-
+from serve.records import ProcessIdentity, read_json
 
 # Processes that may outlive us: kept, as Python warns of a running child that nobody refers to any more.
 spawned: "list[subprocess.Popen[bytes]]" = []
 
 
+def recorded(path: Path) -> ProcessIdentity | None:
+    """The living process that a file of ``run/`` names, if there is one."""
+    identity = ProcessIdentity.read(read_json(path))
+    return identity if identity is not None and identity.alive else None
+
+
 def spawn(module: str, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
-    """Start ``python -m module`` in a session of its own, its output appended to ``log``."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    """Start ``python -m module`` in a session of its own, its output appended to ``log``; else StorageError."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab")
+    except OSError as error:
+        raise StorageError(
+            f"the log {log} cannot be written: {error.strerror}", "free some disk space, or set TENON_HOME"
+        ) from error
+    with output:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            # -P: a file of the user's that is called train.py or serve.py must not stand in for ours.
+            [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -102,9 +49,9 @@ def ending(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def end(record: Record, *, grace: float) -> bool:
+def end(identity: ProcessIdentity, *, grace: float) -> bool:
     """Ask a process to end, and end it with its children after ``grace`` seconds; whether it obeyed."""
-    process = record.process
+    process = identity.process
     if process is None:
         return True
     family = [process]
@@ -113,12 +60,12 @@ def end(record: Record, *, grace: float) -> bool:
     with contextlib.suppress(psutil.Error):
         process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + grace
-    while record.alive and time.monotonic() < deadline:
+    while identity.alive and time.monotonic() < deadline:
         time.sleep(0.05)
-    obeyed = not record.alive
+    obeyed = not identity.alive
     _, left = psutil.wait_procs(family, timeout=2.0 if obeyed else 0.0)
-    for process in left:
+    for member in left:
         with contextlib.suppress(psutil.Error):
-            process.kill()
+            member.kill()
     psutil.wait_procs(left, timeout=5.0)
     return obeyed

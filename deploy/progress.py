@@ -58,13 +58,14 @@ class TrainingView:
         return Group(bar, rows)
 
 
-def cells(name: str, event: TrainEvent) -> list[str]:
+def cells(name: str, event: TrainEvent) -> list[Text]:
     """The cells of one line of measurements; what was not measured stays empty."""
     values = [(label, form, getattr(event, key)) for key, label, form in MEASURES]
     texts = [
-        "" if value is None else f"[dim]{label}[/] {form.format(value)}" for label, form, value in values
+        Text() if value is None else Text.assemble((label, "dim"), " ", form.format(value))
+        for label, form, value in values
     ]
-    return [f"[dim]{name}[/]", *texts]
+    return [Text(name, "dim"), *texts]
 
 
 def remaining(seconds: float | None) -> str:

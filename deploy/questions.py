@@ -10,10 +10,14 @@ from train.data.prepare import DataSpec, Prepared, prepare
 
 
 class Questions(NamedTuple):
-    """The files of an evaluation: questions with answers, and what kind of answer is expected."""
+    """The files of an evaluation: questions with answers, and what kind of answer is expected.
+
+    ``evidence`` says whether they were held out for this version, so that the gate may rely on the outcome.
+    """
 
     questions: Path
     task: Path
+    evidence: bool = False
 
 
 def recorded(version: Version) -> Questions:
@@ -26,7 +30,7 @@ def recorded(version: Version) -> Questions:
                 f"{version.ref} has no held-out questions on record{gone}",
                 "give a file with questions with --data",
             )
-    return Questions(*paths)
+    return Questions(paths[0], paths[1], evidence=True)
 
 
 def from_data(home: Path, version: Version, data: Path) -> Questions:
@@ -45,7 +49,8 @@ def from_data(home: Path, version: Version, data: Path) -> Questions:
     if recipe is None:
         spec = DataSpec(train=str(data), validation_fraction=0, test_fraction=0)
         prepared = prepare_in(home, spec)
-        return Questions(prepared.file("train"), prepared.folder / "task.json")
+        # Nothing is known of what it was trained on: these are the only questions that it can have.
+        return Questions(prepared.file("train"), prepared.folder / "task.json", evidence=True)
     spec = DataSpec.model_validate({**recipe["data"], "test": str(data)})
     prepared = prepare_in(home, spec)
     return Questions(prepared.file("test"), prepared.folder / "task.json")

@@ -1,43 +1,54 @@
 """Asks the running stack to hold a version, waits until it answers as itself, and moves aliases."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from serve.registry import Alias, EvaluationRecord, Registry, Version
-
-from deploy.stack import get_json, require_up
+from deploy.net import get_json
+from deploy.status import require_up
 from serve.config import Settings
 from serve.errors import AdapterLoadFailed, EngineUnavailable, GateRefused
 from serve.names import VersionRef, check_name
+from serve.registry import Alias, EvaluationRecord, Registry, Version
 
 LOAD_TIMEOUT = 300.0  # seconds, an engine that restarts meanwhile included
 ROUTE_TIMEOUT = 10.0  # seconds for the gateway to route by a change of the registry
 POLL = 0.05
 
 
-def load(registry: Registry, settings: Settings, ref: VersionRef, say: Callable[[str], None]) -> float:
-    """Have the engine load a version and wait until a probe saw it answer as itself; returns seconds.
+@contextmanager
+def wanted(registry: Registry, ref: VersionRef) -> Iterator[None]:
+    """Ask that a version be loaded for as long as the block runs; an alias that takes it keeps it loaded."""
+    registry.want(ref)
+    try:
+        yield
+    finally:
+        registry.unwant(ref)
+
+
+def wait_until_loaded(
+    registry: Registry, settings: Settings, ref: VersionRef, say: Callable[[str], None]
+) -> float:
+    """Wait until a probe saw a wanted version answer as itself and requests reach it; returns seconds.
 
     Raises :class:`NotUp`, :class:`AdapterLoadFailed` with the engine's own words, or
     :class:`EngineUnavailable` when it takes too long.
     """
     require_up(settings.home)
     started = time.monotonic()
-    registry.want(ref)
     while time.monotonic() - started < LOAD_TIMEOUT:
         states = [row for row in registry.loaded() if row.ref == ref]
-        if states and all(row.state == "ready" for row in states):
-            wait_for_routes(registry, settings)
-            return time.monotonic() - started
         for row in states:
             if row.state == "failed":
-                registry.unwant(ref)
                 raise AdapterLoadFailed(
                     f"the engine does not serve {ref}: {row.reason}",
                     "see `tenon status` and the engine's log",
                 )
-        say(f"{ref} is {states[0].state}" if states else f"{ref} is pending")
+        if states and all(row.state == "ready" for row in states):
+            wait_for_routes(registry, settings)
+            return time.monotonic() - started
+        say(f"{ref} is {states[0].state if states else 'pending'}")
         time.sleep(POLL)
     raise EngineUnavailable(
         f"{ref} was not loaded after {LOAD_TIMEOUT:.0f} s", "see `tenon status` and the engine's log"
@@ -68,36 +79,51 @@ def move_alias(
     force: bool = False,
     say: Callable[[str], None],
 ) -> Alias:
-    """Point the alias ``name`` at a version that is loaded and was proven better; returns the alias.
+    """Point the alias ``name`` at a version whose evaluation lets it answer users; returns the alias.
 
-    Unless its last evaluation passed the gate, raises :class:`GateRefused`, unless ``force``, which is recorded.
+    Without such an evaluation raises :class:`GateRefused`, unless ``force``, which is recorded.
     """
     check_name(name)
     record = latest_evaluation(registry, version)
-    allowed = record is not None and bool(record.result.get("gate", {}).get("allowed"))
-    if not allowed and not force:
+    objection = why_not(record, registry.alias(name), version)
+    if objection is not None and not force:
         raise GateRefused(
-            f"{version.ref} may not answer users: {why_not(record)}",
+            f"{version.ref} may not take the name {name}: {objection}",
             f"run `tenon eval {version.ref}`, or overrule the gate with --force (this is recorded)",
         )
-    load(registry, settings, version.ref, say)
-    verdict = record.verdict if record is not None else None
-    alias = registry.set_alias(name, version.ref, sampling=sampling, verdict=verdict, forced=not allowed)
-    registry.unwant(version.ref)
+    with wanted(registry, version.ref):
+        wait_until_loaded(registry, settings, version.ref, say)
+        verdict = record.verdict if record is not None else None
+        alias = registry.set_alias(
+            name, version.ref, sampling=sampling, verdict=verdict, forced=objection is not None
+        )
     wait_for_routes(registry, settings)
     return alias
 
 
 def latest_evaluation(registry: Registry, version: Version) -> EvaluationRecord | None:
-    """The latest evaluation of a version against its own base, or None where there is none."""
+    """The latest evaluation of a version against its own base that counts as evidence, or None."""
     records = [
-        record for record in registry.evaluations(version.ref) if record.base_digest == version.base_digest
+        record
+        for record in registry.evaluations(version.ref)
+        if record.base_digest == version.base_digest and record.result.get("gate", {}).get("evidence")
     ]
-    return max(records, key=lambda record: record.created_at, default=None)
+    return records[-1] if records else None
 
 
-def why_not(record: EvaluationRecord | None) -> str:
-    """What the gate said last."""
+def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Version) -> str | None:
+    """What speaks against letting ``version`` take ``alias`` on the evidence of ``record``; None if nothing.
+
+    A version that passed may always come back to a name that it had just before, or has. To replace another
+    one, it must have been compared with that one.
+    """
     if record is None:
-        return "it has not been evaluated"
-    return str(record.result.get("gate", {}).get("reason") or f"its verdict is {record.verdict}")
+        return "it has not been evaluated on all of its held-out questions"
+    gate = record.result["gate"]
+    if not gate["allowed"]:
+        return str(gate["reason"])
+    if alias is None or version.ref in (alias.target.ref, alias.previous):
+        return None
+    if gate["live"] != str(alias.target.ref):
+        return f"it was not compared with {alias.target.ref}, which answers users now"
+    return None

@@ -36,6 +36,10 @@ class SetupError(Exception):
     """Set-up cannot go on; the text says why and what to do."""
 
 
+class DiskFull(SetupError):
+    """Another index would not help."""
+
+
 def main(argv=None):
     """Set up, or say in one line why not; return the exit code."""
     parser = argparse.ArgumentParser(description="Make .venv and install Tenon into it.")
@@ -46,7 +50,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     try:
         device = find_device() if options.device == "auto" else options.device
-        if stamped() == fingerprint(device):
+        if stamped() == fingerprint(device) and usable(options.python):
             return 0
         install(device, options.python)
     except SetupError as error:
@@ -70,7 +74,7 @@ def find_device():
 
 
 def fingerprint(device):
-    """What the installed environment depends on."""
+    """What the installed environment depends on, besides its interpreter."""
     digest = hashlib.sha256(device.encode())
     for name in ("pyproject.toml", os.path.join("deploy", "setup.py")):
         with open(os.path.join(ROOT, name), "rb") as file:
@@ -152,9 +156,17 @@ def check_room(device):
         )
 
 
+def usable(asked):
+    """Whether ``.venv`` runs, with a version that Tenon supports and that was asked for."""
+    version = version_of(PYTHON)
+    if version is None or not OLDEST <= version <= NEWEST:
+        return False
+    return not asked or version_of(shutil.which(asked) or asked) in (None, version)
+
+
 def make_venv(asked):
     """Create ``.venv`` unless a usable one is there."""
-    if version_of(PYTHON) is not None:
+    if usable(asked):
         return
     if os.path.lexists(VENV):
         shutil.rmtree(VENV)
@@ -208,6 +220,8 @@ def install_cpu_torch():
     wanted = "torch==%s+cpu" % TORCH
     try:
         pip("install", wanted)
+    except DiskFull:
+        raise
     except SetupError as first:
         try:
             pip("install", wanted, "--index-url", TORCH_CPU_INDEX)
@@ -232,7 +246,7 @@ def pip(*arguments):
         text = log.read()
     errors = [line for line in text.splitlines() if line.startswith("ERROR")]
     if "No space left on device" in text:
-        raise SetupError("the disk is full; free some gigabytes and run `make setup` again")
+        raise DiskFull("the disk is full; free some gigabytes and run `make setup` again")
     if UNREACHED.search(text):
         raise SetupError(
             "the package registry does not answer; check the network, or pip's index settings"

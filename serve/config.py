@@ -6,16 +6,24 @@ command line win over those. Unknown ``TENON_`` variables are errors, so that a 
 
 import difflib
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve.errors import ConfigError
 
 PREFIX = "TENON_"
+
+
+def _whole_number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+
+
+Rank = Annotated[Literal[8, 16, 32, 64, 128, 256, 320, 512], BeforeValidator(_whole_number)]
 
 
 class Settings(BaseSettings):
@@ -24,19 +32,42 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(Path(".tenon"), description="folder that holds the registry, adapters, runs and logs")
-    model: str = Field("tenon-tiny", description="base model: built-in name, local folder or hub id")
-    host: str = Field("127.0.0.1", description="address that the gateway listens on")
+    model: str = Field("tenon-tiny", min_length=1, description="base model: built-in name, local folder or hub id")
+    host: str = Field("127.0.0.1", min_length=1, description="address that the gateway listens on")
     port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
     engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
     max_loras: int = Field(4, ge=1, description="distinct adapters that the engine computes in one step")
     max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
-        64, description="highest rank that the engine can load"
-    )
+    max_lora_rank: Rank = Field(64, description="highest rank that the engine can load")
     max_model_len: int | None = Field(None, ge=16, description="longest prompt plus answer, in tokens")
     engine_args: str = Field("", description="further arguments for the vLLM server, as a shell would split them")
     engine_start_timeout: float = Field(600.0, gt=0, description="seconds to wait for the engine to be ready")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="level of our own logs")
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _home_is_somewhere(cls, value: Any) -> Any:
+        if not str(value).strip():
+            raise ValueError("must name a folder")
+        return value
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("model")
+    @classmethod
+    def _folder_is_absolute(cls, value: str) -> str:
+        # What is stored must mean the same to a command that runs in another folder.
+        folder = Path(value).expanduser()
+        return str(folder.absolute()) if os.sep in value and folder.is_dir() else value
+
+    @field_validator("engine_args")
+    @classmethod
+    def _arguments_can_be_split(cls, value: str) -> str:
+        shlex.split(value)
+        return value
 
     @property
     def database(self) -> Path:
@@ -69,22 +100,35 @@ class Settings(BaseSettings):
         return self.home / "logs"
 
     @classmethod
-    def read(cls, environ: Mapping[str, str] | None = None, **options: Any) -> "Settings":
-        """Read the environment and ``options`` (those that are not None win), else raise ConfigError."""
-        known = set(cls.model_fields)
+    def read(cls, **options: Any) -> Self:
+        """Read the environment and ``options`` (those that are not None win), else raise ConfigError.
+
+        ``model_fields_set`` of the result are the settings that somebody chose.
+        """
         problems = []
-        for variable in environ if environ is not None else os.environ:
+        for variable in os.environ:
             field = variable.removeprefix(PREFIX).lower()
-            if variable.startswith(PREFIX) and field not in known:
-                near = difflib.get_close_matches(field, known, 1)
+            if variable.startswith(PREFIX) and field not in cls.model_fields:
+                near = difflib.get_close_matches(field, cls.model_fields, 1)
                 meant = f" (did you mean {PREFIX}{near[0].upper()}?)" if near else ""
                 problems.append(f"{variable} is no setting{meant}")
+        return cls._checked({key: value for key, value in options.items() if value is not None}, problems)
+
+    @classmethod
+    def stored(cls, content: Mapping[str, Any]) -> Self:
+        """The settings that :meth:`model_dump` gave, whatever the environment says now; else ConfigError."""
+        missing = cls.model_fields.keys() - content.keys()
+        return cls._checked(content, [f"{name} is missing" for name in sorted(missing)])
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], problems: list[str]) -> Self:
         try:
-            settings = cls(**{key: value for key, value in options.items() if value is not None})
+            settings = cls(**values)
         except ValidationError as error:
             for item in error.errors():
                 field = str(item["loc"][0]) if item["loc"] else "settings"
-                problems.append(f"{field}: {item['msg']} (got {item['input']!r})")
+                reason = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{field}: {reason} (got {item['input']!r})")
         if problems:
             raise ConfigError("; ".join(problems), "see docs/settings.md for every setting")
-        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+        return settings

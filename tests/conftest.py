@@ -8,6 +8,7 @@ from support.ports import free_port
 from support.stack import RunningStack
 
 from deploy import stack as stacks
+from deploy.status import status
 from serve.config import Settings
 from serve.registry import Registry
 from serve.registry.base import identify_base
@@ -19,7 +20,7 @@ START_TIMEOUT = 300
 def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The stack that all tests of the session share; started once."""
     folder = tmp_path_factory.mktemp("stack")
-    settings = Settings.read({}, home=folder / "home", port=free_port())
+    settings = Settings.read(home=folder / "home", port=free_port())
     stacks.up(settings, lambda _: None)
     registry = Registry.open(settings.home)
     try:
@@ -32,7 +33,7 @@ def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS
 @pytest.fixture
 def stack(session_stack: RunningStack) -> RunningStack:
     """The shared stack, recovered if the test before this one broke it."""
-    if not stacks.status(session_stack.settings.home).healthy:
+    if not status(session_stack.settings.home).healthy:
         stacks.up(session_stack.settings, lambda _: None)
     return session_stack
 

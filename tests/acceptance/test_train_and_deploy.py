@@ -8,7 +8,7 @@ import pytest
 from support.commands import tenon
 from support.stack import RunningStack
 
-from deploy import stack as stacks
+from deploy.status import status
 
 BASE_AT_MOST = 0.40
 ADAPTER_AT_LEAST = 0.90
@@ -16,7 +16,7 @@ ADAPTER_AT_LEAST = 0.90
 
 @pytest.mark.timeout(900)
 def test_two_versions_one_engine(stack: RunningStack, client: openai.OpenAI) -> None:
-    engine = stacks.status(stack.settings.home).engine.pid
+    engine = status(stack.settings.home).engine.pid
     first = tenon(stack.settings.home, "run", "--name", "main", "--json")
     assert first.returncode == 0, first.stderr
     outcome = json.loads(first.stdout)

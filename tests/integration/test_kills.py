@@ -13,6 +13,7 @@ import pytest
 from support.stack import RunningStack
 
 from deploy import stack as stacks
+from deploy.status import status
 
 ASK = [{"role": "user", "content": "Hello"}]
 RECOVERY = 180
@@ -51,7 +52,7 @@ def stream_and_kill(stack: RunningStack, client: openai.OpenAI, model: str) -> N
     )
     for number, _ in enumerate(stream):
         if number == 5:
-            kill(stacks.status(stack.settings.home).engine.pid)
+            kill(status(stack.settings.home).engine.pid)
 
 
 @pytest.mark.timeout(600)
@@ -62,12 +63,12 @@ def test_engine_killed_while_idle_returns_with_all_adapters(
         if stack.registry.alias(name) is None:
             stack.serve(name, seed=seed)
     before = {name: text_of(client, name) for name in ("idle-a", "idle-b")}
-    engine = stacks.status(stack.settings.home).engine
+    engine = status(stack.settings.home).engine
     kill(engine.pid)
     wait_until(lambda: not answers(client, "idle-a"), 10)
     wait_until(lambda: all(answers(client, name) for name in before), RECOVERY)
     assert {name: text_of(client, name) for name in before} == before
-    after = stacks.status(stack.settings.home).engine
+    after = status(stack.settings.home).engine
     assert after.pid != engine.pid
     assert "restarted" in after.detail
 
@@ -84,7 +85,7 @@ def test_engine_killed_while_streaming_ends_in_an_error(stack: RunningStack, cli
                 continue
             lines.append(line)
             if len(lines) == 5:
-                kill(stacks.status(stack.settings.home).engine.pid)
+                kill(status(stack.settings.home).engine.pid)
     assert '"error"' in lines[-1]
     assert "data: [DONE]" not in lines
     wait_until(lambda: answers(client, "cut"), RECOVERY)
@@ -95,7 +96,7 @@ def test_engine_killed_while_streaming_ends_in_an_error(stack: RunningStack, cli
 
 @pytest.mark.timeout(300)
 def test_gateway_killed_is_told_and_recovered(stack: RunningStack, client: openai.OpenAI) -> None:
-    killed = stacks.status(stack.settings.home)
+    killed = status(stack.settings.home)
     kill(killed.gateway.pid)
     told = subprocess.run(
         [sys.executable, "-m", "deploy.cli", "status"],
@@ -106,15 +107,16 @@ def test_gateway_killed_is_told_and_recovered(stack: RunningStack, client: opena
     )
     assert "last one" in told.stdout, told.stdout
     up = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "up", "--detach", "--port", str(stack.settings.port)],
+        [sys.executable, "-m", "deploy.cli", "up", "--detach"],
         env=stack.environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert up.returncode == 0 or "is up already" in up.stderr, up.stderr
+    # The controller may have been as quick as we were; in no other case is the command refused.
+    assert up.returncode == 0 or (up.returncode == 4 and "is up already" in up.stderr), up.stderr
     assert answers(client, stack.base.name)
-    now = stacks.status(stack.settings.home)
+    now = status(stack.settings.home)
     assert now.gateway.pid != killed.gateway.pid
     assert now.engine.pid == killed.engine.pid
 
@@ -123,9 +125,9 @@ def test_gateway_killed_is_told_and_recovered(stack: RunningStack, client: opena
 def test_controller_killed_leaves_requests_alone_and_is_recovered(
     stack: RunningStack, client: openai.OpenAI
 ) -> None:
-    killed = stacks.status(stack.settings.home)
+    killed = status(stack.settings.home)
     kill(killed.controller.pid)
-    wait_until(lambda: not stacks.status(stack.settings.home).controller.running, 5)
+    wait_until(lambda: not status(stack.settings.home).controller.running, 5)
     assert answers(client, stack.base.name)
     now = stacks.up(stack.settings, lambda _: None)
     assert now.healthy

@@ -10,8 +10,9 @@ import pytest
 from support.commands import cause_and_hint, tenon
 from support.stack import RunningStack
 
-from deploy.stack import get_json, read_json
+from deploy.net import get_json
 from serve.errors import SilentAdapter
+from serve.records import read_json
 
 ASK = [{"role": "user", "content": "Hello there"}]
 

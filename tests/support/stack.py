@@ -6,7 +6,7 @@ from pathlib import Path
 
 import openai
 
-from deploy.serving import load
+from deploy.serving import wait_until_loaded
 from serve.config import Settings
 from serve.names import VersionRef
 from serve.registry import Registry, Version
@@ -50,7 +50,8 @@ class RunningStack:
 
     def load(self, ref: VersionRef) -> None:
         """Have the engine hold a version."""
-        load(self.registry, self.settings, ref, lambda _: None)
+        self.registry.want(ref)
+        wait_until_loaded(self.registry, self.settings, ref, lambda _: None)
 
     def point(self, name: str, ref: VersionRef) -> None:
         """Point an alias at a loaded version."""

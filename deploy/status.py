@@ -1,0 +1,136 @@
+"""How the stack of a home is: what its records in ``run/`` say, checked against what lives and answers."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploy.controller import read_stack
+from deploy.net import answers, dial
+from deploy.processes import ending, recorded
+from serve.errors import NotUp
+from serve.records import read_json
+from serve.registry import Registry
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the stack: ``state`` is running, starting, restarting, not answering or down."""
+
+    state: str
+    pid: int | None = None
+    detail: str = ""
+
+    @property
+    def running(self) -> bool:
+        """Whether it does its work."""
+        return self.state == "running"
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the stack is; ``url`` is the gateway's, also while it is down."""
+
+    home: Path
+    url: str | None
+    base: str | None
+    controller: Part
+    engine: Part
+    gateway: Part
+    adapters: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are answered and somebody watches."""
+        return self.controller.running and self.engine.running and self.gateway.running
+
+    @property
+    def down(self) -> bool:
+        """Whether nothing runs at all."""
+        return all(part.pid is None for part in (self.controller, self.engine, self.gateway))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The status for a script to read."""
+        return {**asdict(self), "home": str(self.home), "healthy": self.healthy}
+
+
+def status(home: Path) -> Status:
+    """Look at every part: the process records, and what the parts answer."""
+    settings = read_stack(home)
+    state = home / "run"
+    controller = controller_part(state)
+    engine = engine_part(state)
+    gateway = gateway_part(state, restarting=controller.running)
+    details = read_json(state / "engine.json")
+    url = f"http://{dial(settings.host)}:{settings.port}" if settings else None
+    return Status(home, url, details.get("base_name"), controller, engine, gateway, adapters_of(home))
+
+
+def controller_part(state: Path) -> Part:
+    """The controller, which is known by its process alone."""
+    controller = recorded(state / "controller.json")
+    if controller is not None:
+        return Part("running", controller.pid)
+    gone = read_json(state / "controller.json").get("pid")
+    return Part("down", None, f"process {gone} is gone" if gone else "")
+
+
+def engine_part(state: Path) -> Part:
+    """The engine as its supervisor last saw it, checked against the process and its health route."""
+    details = read_json(state / "engine.json")
+    if not details:
+        return Part("down")
+    engine = recorded(state / "engine.json")
+    pid = engine.pid if engine is not None else None
+    known, restarts = str(details.get("state", "down")), int(details.get("restarts", 0))
+    notes = [f"restarted {restarts} ×"] if restarts else []
+    if details.get("last_exit") is not None:
+        notes.append(f"last one {ending(int(details['last_exit']))}")
+    if details.get("attached"):
+        notes.append(f"attached to {details['url']}")
+    elif pid is None and known in ("ready", "starting"):
+        known = "down"
+    if known == "ready":
+        known = "running" if answers(f"{details['url']}/health") else "not answering"
+    return Part({"backoff": "restarting"}.get(known, known), pid, "; ".join(notes))
+
+
+def gateway_part(state: Path, *, restarting: bool) -> Part:
+    """The gateway's process and whether it answers."""
+    gateway = recorded(state / "gateway.json")
+    details, past = read_json(state / "gateway.json"), read_json(state / "gateway-exit.json")
+    note = f"last one {past['reason']} {time.time() - float(past['at']):.0f} s ago" if past else ""
+    if gateway is None:
+        gone = f"process {details['pid']} is gone" if "pid" in details else ""
+        return Part("restarting" if restarting else "down", None, note or gone)
+    return Part("running" if answers(f"{details['url']}/healthz") else "not answering", gateway.pid, note)
+
+
+def adapters_of(home: Path) -> list[dict[str, Any]]:
+    """Every version that the engine was asked to hold, with its state there and the aliases that mean it."""
+    if not (home / "registry.db").exists():
+        return []
+    registry = Registry.open(home)
+    try:
+        aliases = registry.aliases()
+        return [
+            {
+                "version": str(row.ref),
+                "aliases": [alias.name for alias in aliases if alias.target.ref == row.ref],
+                "state": row.state,
+                "reason": row.reason,
+            }
+            for row in registry.loaded()
+        ]
+    finally:
+        registry.close()
+
+
+def require_up(home: Path) -> Status:
+    """The status of a stack that answers, else raise :class:`NotUp`."""
+    now = status(home)
+    if not now.engine.running or not now.gateway.running:
+        raise NotUp(
+            f"the stack of {home} does not run", "start it with `tenon up --detach`, see `tenon status`"
+        )
+    return now

@@ -1,0 +1,97 @@
+"""Settings: from the environment and from options, complete and checked."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve.config import Settings
+from serve.errors import ConfigError
+
+VALUES = {
+    "home": "/srv/tenon",
+    "model": "org/base",
+    "host": "0.0.0.0",
+    "port": "9000",
+    "engine_url": "http://127.0.0.1:8000",
+    "max_loras": "8",
+    "max_cpu_loras": "32",
+    "max_lora_rank": "128",
+    "max_model_len": "4096",
+    "engine_args": "--seed 1",
+    "engine_start_timeout": "30",
+    "log_level": "debug",
+}
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """An environment of the test's own."""
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith("TENON_"):
+            del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_every_setting_can_come_from_the_environment() -> None:
+    assert VALUES.keys() == Settings.model_fields.keys()
+    os.environ.update({f"TENON_{name.upper()}": value for name, value in VALUES.items()})
+    settings = Settings.read()
+    assert {name: str(getattr(settings, name)) for name in VALUES} == {**VALUES, "engine_start_timeout": "30.0"}
+    assert settings.model_fields_set == VALUES.keys()
+
+
+def test_options_win_over_the_environment_and_none_does_not() -> None:
+    os.environ["TENON_PORT"] = "9000"
+    assert Settings.read(port=9001).port == 9001
+    assert Settings.read(port=None).port == 9000
+    assert Settings.read().model_fields_set == {"port"}
+
+
+def test_stored_settings_do_not_see_the_environment() -> None:
+    content = Settings.read().model_dump(mode="json")
+    os.environ.update(TENON_MAX_MODEL_LEN="99", TENON_PORT="9000")
+    settings = Settings.stored(content)
+    assert settings.max_model_len is None
+    assert settings.port == 8080
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("TENON_PROT", "1", "TENON_PORT"),
+        ("TENON_PORT", "http", "port"),
+        ("TENON_PORT", "70000", "65535"),
+        ("TENON_MAX_LORA_RANK", "20", "max_lora_rank"),
+        ("TENON_HOME", "", "home"),
+        ("TENON_ENGINE_ARGS", "'x", "engine_args"),
+    ],
+)
+def test_wrong_settings_are_named(name: str, value: str, words: str) -> None:
+    os.environ[name] = value
+    with pytest.raises(ConfigError) as caught:
+        Settings.read()
+    assert words in caught.value.message
+    assert "docs/settings.md" in caught.value.hint
+
+
+def test_all_problems_at_once() -> None:
+    os.environ.update(TENON_PROT="1", TENON_MAX_LORAS="0")
+    with pytest.raises(ConfigError) as caught:
+        Settings.read(port=0)
+    assert all(word in caught.value.message for word in ("TENON_PROT", "max_loras", "port"))
+
+
+def test_a_model_folder_means_the_same_from_everywhere(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        assert Settings.read(model="./base").model == str(tmp_path / "base")
+        assert Settings.read(model="Qwen/Qwen3-0.6B").model == "Qwen/Qwen3-0.6B"
+    finally:
+        os.chdir(here)
