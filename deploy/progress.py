@@ -35,7 +35,7 @@ class TrainingView:
             self._step.say(event.message or "")
             return
         if event.event == "notice":
-            self.notices.append(event.message or "")
+            self.notices.append("; ".join(filter(None, (event.message, event.hint))))
         elif event.event == "step":
             self._training = event
         elif event.event == "eval":

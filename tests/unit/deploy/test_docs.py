@@ -1,5 +1,6 @@
 """Every command, setting, metric and error code is documented."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +67,12 @@ def test_every_recipe_key_is_documented() -> None:
     for section in (Recipe, DataSpec, LoraSpec, TrainSpec):
         for key in section.model_fields:
             assert f"{key}:" in text
+
+
+@pytest.mark.parametrize(
+    "page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target

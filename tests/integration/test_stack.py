@@ -1,0 +1,162 @@
+"""The stack's life with a fake engine: one up at a time, recovery, what a failed start takes back."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.commands import TENON, cause_and_hint, environment, tenon
+from support.ports import free_port
+
+from deploy import stack
+from deploy.status import Status, status
+
+
+@pytest.fixture
+def engine() -> Iterator[str]:
+    """A server that behaves as vLLM does."""
+    port = free_port()
+    command = [sys.executable, "-m", "serve.engine.fake", "--port", str(port), "--model", "tenon-tiny"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "home"
+    stack.down(tmp_path / "home")
+
+
+def up(home: Path, engine: str) -> Status:
+    done = tenon(home, "up", "--detach", "--port", str(free_port()), "--engine-url", engine)
+    assert done.returncode == 0, done.stderr
+    return status(home)
+
+
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.2)
+
+
+def test_recovery_needs_no_options(home: Path, engine: str) -> None:
+    before = up(home, engine)
+    kill(before.controller.pid)
+    kill(before.gateway.pid)
+    done = tenon(home, "up", "--detach")
+    assert done.returncode == 0, done.stderr
+    after = status(home)
+    assert after.healthy
+    assert after.url == before.url
+
+
+def test_other_settings_need_a_down_first(home: Path, engine: str) -> None:
+    before = up(home, engine)
+    for command in (("up", "--detach", "--port", "1234"), ("run", "--port", "1234")):
+        done = tenon(home, *command)
+        assert done.returncode == 4
+        cause, hint = cause_and_hint(done)
+        assert "1234" in cause
+        assert "tenon down" in hint
+    assert status(home) == before
+    assert tenon(home, "down").returncode == 0
+    done = tenon(home, "status")
+    assert done.returncode == 5
+    assert not (home / "run" / "stack.json").exists()
+
+
+def test_two_ups_at_once_leave_one_stack(home: Path, engine: str) -> None:
+    command = [*TENON, "up", "--detach", "--port", str(free_port()), "--engine-url", engine]
+    both = [
+        subprocess.Popen(
+            command, env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 4], errors
+    assert status(home).healthy
+
+
+def test_interrupted_recovery_leaves_what_served(home: Path, engine: str) -> None:
+    before = up(home, engine)
+    kill(before.controller.pid)
+    with subprocess.Popen(
+        [*TENON, "up", "--detach"],
+        env=environment(home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as command:
+        while not (home / "run" / "up.lock").exists() or status(home).controller.pid is None:
+            time.sleep(0.02)
+            if command.poll() is not None:
+                pytest.skip("the recovery was done before it could be interrupted")
+        command.send_signal(signal.SIGINT)
+    after = status(home)
+    assert after.gateway.pid == before.gateway.pid
+    assert after.gateway.running
+
+
+def test_gateway_that_cannot_start_is_told_soon(home: Path, engine: str) -> None:
+    before = up(home, engine)
+    kill(before.controller.pid)
+    kill(before.gateway.pid)
+    assert before.url is not None
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(before.url.rsplit(":", 1)[1])))
+        taken.listen()
+        done = tenon(home, "up", "--detach")
+    assert done.returncode == 4
+    assert "cannot be listened on" in cause_and_hint(done)[0]
+
+
+def test_engine_that_cannot_be_reached_is_told_soon(home: Path) -> None:
+    started = time.monotonic()
+    url = f"http://127.0.0.1:{free_port()}"
+    done = tenon(home, "up", "--detach", "--port", str(free_port()), "--engine-url", url)
+    assert done.returncode == 5
+    assert url.removeprefix("http://") in cause_and_hint(done)[0]
+    assert time.monotonic() - started < 60
+    assert status(home).down
+
+
+def test_a_closed_terminal_stops_a_foreground_stack(home: Path, engine: str) -> None:
+    command = [*TENON, "up", "--port", str(free_port()), "--engine-url", engine]
+    with subprocess.Popen(
+        command, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        while b"ctrl-C" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGHUP)
+        process.stdout.read()
+    assert status(home).down
+
+
+def test_a_users_train_py_does_not_stand_in_for_ours(home: Path, engine: str, tmp_path: Path) -> None:
+    for name in ("train.py", "serve.py", "deploy.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong module')")
+    script = Path(sys.executable).with_name("tenon")
+    done = subprocess.run(
+        [script, "up", "--detach", "--port", str(free_port()), "--engine-url", engine],
+        cwd=tmp_path,
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_brackets_in_what_is_shown_are_not_markup(home: Path) -> None:
+    name = "[/b] [red]x"
+    done = tenon(home, "up", "--detach", "--model", f"./{name}", TENON_PORT=str(free_port()))
+    assert done.returncode == 2
+    assert name in cause_and_hint(done)[0]

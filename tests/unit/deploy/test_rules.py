@@ -1,0 +1,115 @@
+"""Small rules of the deploy room: who may take a name, which settings hold, what snippets say."""
+
+import json
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from deploy.cli_stack import settings_of
+from deploy.cli_train import assignments, given
+from deploy.controller import read_stack, write_stack
+from deploy.extras import PACKAGES, need
+from deploy.serving import why_not
+from deploy.snippets import curl_snippet, python_snippet
+from serve.config import Settings
+from serve.errors import ConfigError, InputError
+from serve.names import parse_version
+from serve.registry import Alias, EvaluationRecord, Lineage, Version
+from serve.registry.records import AdapterFacts
+from train.recipe import Recipe
+
+NOW = datetime.now(UTC)
+FACTS = AdapterFacts(8, 8.0, ("q_proj",), 1, 1, False, None)
+
+
+def version(text: str) -> Version:
+    return Version(
+        parse_version(text), "d" * 64, Path(), f"{text}-dddddddd", "base", "b", FACTS, Lineage(), NOW
+    )
+
+
+def alias(target: str, previous: str | None = None) -> Alias:
+    return Alias("a", version(target), previous and parse_version(previous), {}, "better", False, NOW)  # type: ignore[arg-type]
+
+
+def record(allowed: bool = True, live: str | None = None) -> EvaluationRecord:
+    gate = {"allowed": allowed, "reason": "it is worse", "live": live, "evidence": True}
+    return EvaluationRecord(1, parse_version("a@v2"), "b", {"gate": gate}, "better", "", NOW)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "now", "objection"),
+    [
+        (None, None, "not been evaluated"),
+        (record(allowed=False), None, "it is worse"),
+        (record(), None, None),
+        (record(), alias("a@v1"), "a@v1, which answers users now"),
+        (record(live="a@v1"), alias("a@v1"), None),
+        (record(live="a@v1"), alias("a@v3"), "a@v3"),
+        (record(live="a@v1"), alias("a@v3", previous="a@v2"), None),
+        (record(live="a@v1"), alias("a@v2"), None),
+        (record(allowed=False), alias("a@v3", previous="a@v2"), "it is worse"),
+    ],
+)
+def test_who_may_take_a_name(
+    evidence: EvaluationRecord | None, now: Alias | None, objection: str | None
+) -> None:
+    found = why_not(evidence, now, version("a@v2"))
+    assert (found is None) == (objection is None)
+    assert objection is None or objection in str(found)
+
+
+def test_what_up_was_asked_for_holds_until_down(tmp_path: Path) -> None:
+    context: Any = type("Context", (), {"obj": tmp_path})
+    assert settings_of(context).port == 8080
+    write_stack(Settings.read(home=tmp_path, port=9000, max_loras=2))
+    assert settings_of(context).port == 9000
+    assert settings_of(context, port=9001).port == 9001
+    assert settings_of(context, port=9001).max_loras == 2
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"port": 1, "color": "red"}'])
+def test_stack_file_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stack.json").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_stack(tmp_path)
+    assert "tenon down" in caught.value.hint
+
+
+def test_snippets_survive_quotes_and_newlines() -> None:
+    messages = [{"role": "user", "content": 'it\'s "broken"\n$HOME `x` é'}]
+    words = shlex.split(curl_snippet("http://127.0.0.1:1", "a", messages))
+    assert json.loads(words[-1])["messages"] == messages
+    code = python_snippet("http://127.0.0.1:1", "a", messages)
+    assert len(code.splitlines()) == 5
+    compile(code, "snippet", "exec")
+
+
+def test_options_become_overrides_whatever_characters_they_hold() -> None:
+    path = "/data/it's: a [file] #1.csv"
+    recipe = Recipe.load(None, given(base=None, name="x", data=path, test=None))
+    assert recipe.data.train == path
+    assert recipe.name == "x"
+
+
+def test_set_takes_yaml_and_names_what_is_not() -> None:
+    assert assignments(["temperature=0.2", "stop=[a, b]"]) == {"temperature": 0.2, "stop": ["a", "b"]}
+    with pytest.raises(InputError, match="stop"):
+        assignments(["stop=["])
+    with pytest.raises(typer.BadParameter):
+        assignments(["temperature"])
+
+
+def test_missing_extra_is_named() -> None:
+    PACKAGES["nothing"] = ("no_such_package",)
+    try:
+        with pytest.raises(ConfigError, match="no_such_package") as caught:
+            need("nothing")
+    finally:
+        del PACKAGES["nothing"]
+    assert "tenon-llm[nothing]" in caught.value.hint

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from serve.errors import RecipeError
+from train.recipe import RECIPES, Recipe
+
+
+def test_default_recipe_file_says_the_defaults_and_every_key() -> None:
+    assert Recipe.load("default") == Recipe.load() == Recipe.model_validate({})
+    written = Recipe.load(RECIPES / "default.yaml")
+    for section in ("data", "lora", "train"):
+        assert getattr(written, section).model_fields_set == set(type(getattr(written, section)).model_fields)
+
+
+def test_all_problems_are_reported_at_once_with_the_nearest_keys() -> None:
+    overrides = [
+        "train.learing_rate=3",
+        "lora.rnk=3",
+        "epochs=3",
+        "train.batch_size=many",
+        "lora.rank=9999",
+        "no override",
+        "name=Bad Name",
+    ]
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(None, overrides)
+    message = caught.value.message
+    for part in (
+        "train.learing_rate is no key of a recipe (did you mean train.learning_rate?)",
+        "lora.rnk is no key of a recipe (did you mean lora.rank?)",
+        "epochs is no key of a recipe (did you mean train.epochs?)",
+        "train.batch_size: ",
+        "(got 'many')",
+        "lora.rank: ",
+        "'no override' is no override",
+        "name: not a name for an adapter",
+    ):
+        assert part in message
+    assert "default.yaml" in caught.value.hint
+
+
+def test_a_key_of_another_section_is_found() -> None:
+    with pytest.raises(RecipeError, match=r"train\.rank is no key of a recipe \(did you mean lora\.rank\?\)"):
+        Recipe.load(None, ["train.rank=8"])
+
+
+def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\ntrain:\n  epochs: 5\n  batch_size: 4\nlora:\n")
+    recipe = Recipe.load(
+        file,
+        [
+            "train.epochs=1.5",
+            "train.learning_rate=1e-3",
+            "lora.target_modules=[q_proj, v_proj]",
+            "data.limit=50",
+        ],
+    )
+    assert (recipe.name, recipe.train.epochs, recipe.train.batch_size) == ("mine", 1.5, 4)
+    assert recipe.train.learning_rate == 0.001
+    assert recipe.lora.target_modules == ["q_proj", "v_proj"]
+    assert recipe.data.limit == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("train: [", "is not YAML"),
+        ("- a\n- b\n", "holds a list, not keys and values"),
+        ("train: 3\n", "train: "),
+        ("train:\n  epochs: 1\n  epochs: 2\n", "epochs is given twice"),
+        ("name: null\n", "name: "),
+        ("train:\n  learning_rate: -1\n", "train.learning_rate: "),
+        ("train:\n  learning_rate: .nan\n", "train.learning_rate: "),
+    ],
+)
+def test_bad_files_say_why(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(file)
+    assert problem in caught.value.message
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "banking.yaml").write_text("")
+    with pytest.raises(RecipeError, match=r"did you mean banking\.yaml\?"):
+        Recipe.load(tmp_path / "bankin.yaml")
+    with pytest.raises(RecipeError, match=r"did you mean default\?"):
+        Recipe.load("defualt")

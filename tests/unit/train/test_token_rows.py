@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+from small_base import TEMPLATE, make_row, write_base
+from transformers import AutoTokenizer
+
+from serve.errors import BaseModelError, DataError
+from train.methods.tokens import IGNORED, TokenRows, stop_tokens, tokenize
+
+
+def tokenized(
+    tmp_path: Path, rows: list[dict[str, object]], *, template: str = TEMPLATE, max_length: int = 64
+) -> tuple[TokenRows, AutoTokenizer]:
+    folder = write_base(tmp_path / "base", template=template)
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenize(file, tokenizer, stop_tokens(tokenizer, folder), max_length), tokenizer
+
+
+def test_only_the_completion_is_supervised_and_it_ends(tmp_path: Path) -> None:
+    rows, tokenizer = tokenized(tmp_path, [make_row(number) for number in range(5)])
+    for number, (ids, labels) in enumerate(zip(rows.ids, rows.labels, strict=True)):
+        supervised = [label for label in labels if label != IGNORED]
+        answer = make_row(number)["completion"][0]["content"]
+        assert tokenizer.convert_ids_to_tokens(supervised) == [answer, "<|im_end|>", "\n"]
+        start = tokenizer.convert_ids_to_tokens(ids[: -len(supervised)])
+        assert start[-3:] == ["<|im_start|>", "assistant", "\n"]
+        assert labels[-len(supervised) :] == ids[-len(supervised) :]
+
+
+@pytest.mark.parametrize("answer", ["", "  "])
+def test_a_row_without_an_answer_is_named(tmp_path: Path, answer: str) -> None:
+    rows = [make_row(0), make_row(1), make_row(2, answer=answer)]
+    with pytest.raises(DataError, match=r"train\.jsonl: row 3 \(id 000000000002\) has no supervised tokens"):
+        tokenized(tmp_path, rows)
+
+
+def test_a_template_that_hides_the_answer_is_found_out(tmp_path: Path) -> None:
+    silent = (
+        "{% for m in messages if m.role != 'assistant' %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    with pytest.raises(
+        DataError, match=r"rows 1 \(id 000000000000\), .* and 2 more have no supervised tokens"
+    ):
+        tokenized(tmp_path, [make_row(number) for number in range(5)], template=silent)
+
+
+def test_a_template_that_does_not_end_the_answer_is_found_out(tmp_path: Path) -> None:
+    endless = TEMPLATE.replace("{{ m.content }}<|im_end|>", "{{ m.content }}")
+    with pytest.raises(BaseModelError, match=r"row 1 \(id 000000000000\) has no stop token"):
+        tokenized(tmp_path, [make_row(0)], template=endless)
+
+
+def test_rows_that_are_too_long_are_left_out_whole_and_named(tmp_path: Path) -> None:
+    long = make_row(1)
+    long["prompt"][1]["content"] = "help " * 80
+    rows, _ = tokenized(tmp_path, [make_row(0), long, make_row(2)])
+    assert len(rows) == 2
+    ((number, name, tokens),) = rows.too_long
+    assert (number, name) == (2, "000000000001")
+    assert tokens > 80
+    assert rows.longest <= 64

@@ -1,0 +1,254 @@
+"""Real trainings of a base with two layers."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+from small_base import Room, make_row, write_base, write_data
+
+from serve.errors import TrainingFailed
+from serve.registry.base import identify_base
+from train import runs
+from train.events import TrainEvent
+from train.launch import TrainResult, read_metrics, run_training
+from train.recipe import Recipe
+from train.runs import Run
+
+Trained = tuple[TrainResult, list[TrainEvent]]
+OVERRIDES = [
+    "train.epochs=10",
+    "train.learning_rate=5e-3",
+    "train.eval_every=20",
+    "lora.rank=8",
+    "lora.dropout=0.1",
+]
+STEPS = 100
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return Recipe.load(None, OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def trained(room: Room, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A training that nothing interrupted."""
+    events: list[TrainEvent] = []
+    folder = tmp_path_factory.mktemp("runs")
+    return run_training(recipe, room.prepared, room.base, folder, events.append), events
+
+
+def weights(result: TrainResult) -> dict[str, np.ndarray]:
+    return load_file(result.adapter_dir / "adapter_model.safetensors")
+
+
+def test_the_task_is_learnt_and_told_as_it_happens(trained: Trained) -> None:
+    result, events = trained
+    steps = [event for event in events if event.event == "step"]
+    evals = [event for event in events if event.event == "eval"]
+    assert result.steps == STEPS
+    assert result.resumed_from is None
+    assert [event.step for event in steps] == list(range(1, STEPS + 1))
+    assert [event.step for event in evals] == [20, 40, 60, 80, 100]
+    assert evals[-1].loss < 0.5 * steps[0].loss
+    assert evals[-1].token_accuracy > 0.9
+    assert evals[-1].perplexity == pytest.approx(np.exp(evals[-1].loss))
+    assert result.metrics["validation_token_accuracy"] == max(
+        event.token_accuracy for event in evals if event.best
+    )
+    assert all(event.tokens_per_second > 0 and event.eta_seconds >= 0 for event in steps)
+    assert steps[-1].eta_seconds == 0
+    assert events[-1].event == "done"
+
+
+def test_metrics_are_kept(trained: Trained) -> None:
+    result, events = trained
+    told = [json.loads(event.to_json()) for event in events if event.event in ("step", "eval")]
+    assert read_metrics(Run(result.run_dir)) == told
+    assert Run(result.run_dir).state()["status"] == "finished"
+
+
+def test_the_adapter_is_two_files_that_name_the_base(trained: Trained, room: Room) -> None:
+    result, _ = trained
+    assert names(result.adapter_dir) == ["adapter_config.json", "adapter_model.safetensors"]
+    config = json.loads((result.adapter_dir / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == room.base.name == "small"
+    assert config["target_modules"] == [
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ]
+    assert (config["r"], config["peft_type"], config["modules_to_save"]) == (8, "LORA", None)
+    assert len(weights(result)) == 2 * 7 * 2
+    assert all(np.isfinite(value).all() and value.any() for value in weights(result).values())
+
+
+def test_peft_loads_the_adapter_and_it_answers(trained: Trained, room: Room) -> None:
+    code = f"""
+import json
+from pathlib import Path
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base, adapter, rows = {str(room.base.path)!r}, {str(trained[0].adapter_dir)!r}, {str(room.prepared.folder)!r}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+hits = 0
+lines = Path(rows, "validation.jsonl").read_text().splitlines()
+for row in map(json.loads, lines):
+    text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1]:]
+    hits += tokenizer.convert_ids_to_tokens(out) == [row["completion"][0]["content"], "<|im_end|>"]
+print(hits / len(lines))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) > 0.9
+
+
+def test_killed_at_a_random_step_it_resumes_to_the_same_adapter(
+    trained: Trained, room: Room, recipe: Recipe, tmp_path: Path
+) -> None:
+    victim = int(np.random.default_rng().integers(21, STEPS))
+
+    def kill(event: TrainEvent) -> None:
+        if event.event == "step" and event.step == victim:
+            (worker,) = [p for p in psutil.Process().children() if "train.worker" in p.cmdline()]
+            worker.send_signal(signal.SIGKILL)
+
+    with pytest.raises(TrainingFailed, match=r"killed \(SIGKILL\)") as caught:
+        run_training(recipe, room.prepared, room.base, tmp_path, kill)
+    assert "goes on from step" in caught.value.hint
+    (folder,) = tmp_path.iterdir()
+    assert Run(folder).state()["resumable"]
+    assert not Run(folder).adapter.exists()
+    # Half a line and half a checkpoint, as a kill at a worse moment leaves them.
+    with Run(folder).metrics.open("a") as file:
+        file.write('{"event":"step","st')
+    (Run(folder).checkpoints / ".partial" / "checkpoint-99").mkdir(parents=True)
+
+    result = run_training(recipe, room.prepared, room.base, tmp_path)
+    assert result.run_dir == folder
+    # The kill is sent at the victim's step, and the worker may be a few steps further by then.
+    assert victim // 20 * 20 <= result.resumed_from <= STEPS
+    assert result.steps == trained[0].steps
+    plain, resumed = read_metrics(Run(trained[0].run_dir)), read_metrics(Run(folder))
+    assert [(line["event"], line["step"]) for line in resumed] == [
+        (line["event"], line["step"]) for line in plain
+    ]
+    assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in plain], rel=1e-3)
+    for name, value in weights(trained[0]).items():
+        np.testing.assert_allclose(weights(result)[name], value, atol=1e-4)
+
+
+def test_it_stops_early_and_keeps_the_best(room: Room, tmp_path: Path) -> None:
+    rows = [make_row(number) for number in range(80)]
+    # The validation split contradicts the training split, so its loss rises as the other falls.
+    wrong = [
+        make_row(number, answer=make_row(number + 1)["completion"][0]["content"]) for number in range(80, 112)
+    ]
+    prepared = write_data(tmp_path / "data", rows, wrong)
+    overrides = [
+        "train.max_steps=400",
+        "train.learning_rate=5e-3",
+        "train.eval_every=5",
+        "train.early_stopping_patience=2",
+    ]
+    events: list[TrainEvent] = []
+    result = run_training(Recipe.load(None, overrides), prepared, room.base, tmp_path / "runs", events.append)
+    losses = {event.step: event.loss for event in events if event.event == "eval"}
+    best = min(losses, key=losses.__getitem__)
+    assert result.metrics["stopped_early"]
+    assert result.steps == best + 10 < 400
+    assert result.metrics["best_step"] == best
+    assert result.metrics["validation_loss"] == losses[best]
+    kept = Run(result.run_dir).checkpoints
+    assert names(kept) == sorted([f"step-{best}", f"step-{result.steps}"])
+    assert digest(kept / f"step-{best}") == digest(result.adapter_dir)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_way_out(room: Room, tmp_path: Path) -> None:
+    base = identify_base(str(write_base(tmp_path / "odd", poison=True)))
+    with pytest.raises(TrainingFailed, match="training loss is nan at step 1") as caught:
+        run_training(Recipe.load(None, OVERRIDES), room.prepared, base, tmp_path / "runs")
+    assert "lower train.learning_rate" in caught.value.hint
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not Run(folder).adapter.exists()
+    assert Run(folder).latest_checkpoint() is None
+
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from serve.registry.base import identify_base
+from train.launch import run_training
+from train.recipe import Recipe
+from types import SimpleNamespace
+base, data, out, *overrides = sys.argv[1:]
+prepared = SimpleNamespace(folder=Path(data), counts={"train": 160, "validation": 32}, fingerprint="rows")
+run_training(Recipe.load(None, overrides), prepared, identify_base(base), Path(out),
+             lambda event: print(event.event, event.step, flush=True))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_launcher_that_ends_takes_its_worker_along(
+    room: Room, tmp_path: Path, number: signal.Signals
+) -> None:
+    overrides = ["train.max_steps=5000", "train.eval_every=3000"]
+    script = [
+        sys.executable,
+        "-c",
+        LAUNCHER,
+        str(room.base.path),
+        str(room.prepared.folder),
+        str(tmp_path),
+        *overrides,
+    ]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    launcher = subprocess.Popen(
+        script,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    for line in launcher.stdout:
+        if line.startswith("step") and int(line.split()[1]) >= 3:
+            break
+    (worker,) = psutil.Process(launcher.pid).children()
+    launcher.send_signal(number)
+    launcher.wait(20)
+    launcher.stdout.close()
+    worker.wait(15)
+    key = runs.run_key(Recipe.load(None, overrides), "rows", room.base.digest)
+    run = runs.find_unfinished(tmp_path, "support", key)
+    assert run is not None
+    # The worker was asked to end, not cut off: it kept what it had trained.
+    assert (run.latest_checkpoint() or (0, None))[0] >= 3
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with run.locked() as held:
+            if held is not None:
+                return
+    pytest.fail("the run is still held")

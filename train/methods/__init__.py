@@ -1,0 +1,1 @@
+"""Training methods; each module has ``train(run, job, emit, interruption)``. Importing one imports torch."""

@@ -1,0 +1,234 @@
+"""Supervised fine-tuning of a LoRA adapter, by TRL's SFTTrainer and PEFT."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from serve.errors import BaseModelError, DataError
+from train.events import TrainEvent
+from train.interruption import Interruption
+from train.methods.callbacks import Emit, MetricsFile, Reporter, Schedule
+from train.methods.checkpoints import Progress, clear_partial, export, read_progress
+from train.methods.head import add_compact_head
+from train.methods.tokens import TokenRows, stop_tokens, tokenize
+from train.methods.trainer import AdapterTrainer
+from train.plan import eval_every, total_steps
+from train.recipe import Recipe
+from train.runs import Run
+
+# torch's own attention for bf16 on a CPU is several times slower than plain matrix products on short rows, and
+# plain products take memory with the square of the length.
+EAGER_UP_TO = 512
+
+
+def train(run: Run, job: Mapping[str, Any], emit: Emit, interruption: Interruption) -> None:
+    """Train, or go on training, what ``job`` says; leaves the adapter in the run's folder."""
+    started = time.monotonic()
+    _quiet()
+    recipe = Recipe.model_validate(job["recipe"])
+    clear_partial(run)
+    latest = run.latest_checkpoint()
+    progress = read_progress(latest[1]) if latest else Progress()
+    resumed_from = latest[0] if latest else None
+    if not progress.finished:
+        _train(run, job, recipe, progress, resumed_from, emit, interruption)
+    interruption.training = False
+    best = progress.best_step or progress.step
+    export(run, run.checkpoints / f"step-{best}", job["base"]["name"])
+    done = TrainEvent(
+        event="done",
+        step=progress.step,
+        total_steps=progress.total_steps,
+        loss=progress.best_loss,
+        token_accuracy=progress.best_token_accuracy,
+        perplexity=progress.best_perplexity,
+        best_step=best,
+        stopped_early=progress.stopped,
+        resumed_from=resumed_from,
+        seconds=round(time.monotonic() - started, 2),
+    )
+    emit(done)
+
+
+def _train(
+    run: Run,
+    job: Mapping[str, Any],
+    recipe: Recipe,
+    progress: Progress,
+    resumed_from: int | None,
+    emit: Emit,
+    interruption: Interruption,
+) -> None:
+    folder, plan = Path(job["base"]["path"]), job["plan"]
+    emit(TrainEvent(event="phase", message="reading rows"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    splits = _splits(Path(job["data"]), tokenizer, folder, plan["max_length"], emit)
+    emit(TrainEvent(event="phase", message="loading the base"))
+    metrics = MetricsFile(run.metrics, resumed_from or 0)
+
+    def tell(event: TrainEvent) -> None:
+        metrics.write(event)
+        emit(event)
+
+    trainer = _trainer(run, recipe, plan, folder, tokenizer, splits, progress, interruption)
+    steps = total_steps(recipe, len(trainer.train_dataset))
+    schedule = Schedule(
+        run,
+        progress,
+        interruption,
+        tell,
+        every=eval_every(recipe, steps),
+        save_every=recipe.train.save_every,
+        patience=recipe.train.early_stopping_patience,
+        validates="validation" in splits,
+    )
+    trainer.add_callback(schedule)
+    trainer.add_callback(Reporter(tell))
+    emit(TrainEvent(event="plan", step=resumed_from or 0, total_steps=steps, resumed_from=resumed_from))
+    interruption.training = True
+    trainer.train(
+        resume_from_checkpoint=None if resumed_from is None else str(run.checkpoints / f"step-{resumed_from}")
+    )
+
+
+def _splits(
+    data: Path, tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, emit: Emit
+) -> dict[str, TokenRows]:
+    """Tokenised training rows, and validation rows where there are some; reports rows that are too long."""
+    stops = stop_tokens(tokenizer, folder)
+    splits = {}
+    for name in ("train", "validation"):
+        path = data / f"{name}.jsonl"
+        if not path.exists():
+            continue
+        rows = tokenize(path, tokenizer, stops, max_length)
+        if rows.too_long:
+            shown = ", ".join(
+                f"{number} (id {row}, {tokens:,} tokens)" for number, row, tokens in rows.too_long[:3]
+            )
+            message = (
+                f"{path.name}: {len(rows.too_long):,} rows have more than {max_length:,} tokens: {shown}"
+            )
+            hint = "they are left out; raise train.max_length to keep them"
+            emit(TrainEvent(event="notice", message=message, hint=hint))
+        if len(rows):
+            splits[name] = rows
+    if "train" not in splits:
+        raise DataError(
+            f"every training row has more than {max_length:,} tokens",
+            "raise train.max_length or shorten the rows",
+        )
+    return splits
+
+
+def _trainer(
+    run: Run,
+    recipe: Recipe,
+    plan: Mapping[str, Any],
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Mapping[str, TokenRows],
+    progress: Progress,
+    interruption: Interruption,
+) -> AdapterTrainer:
+    bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and has_bf16())
+    longest = max(rows.longest for rows in splits.values())
+    lora = LoraConfig(
+        r=recipe.lora.rank,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        # By name: PEFT's own all-linear spells out every layer of a small base, and servers want names.
+        target_modules=list(plan["target_modules"]),
+        use_rslora=recipe.lora.rslora,
+        task_type="CAUSAL_LM",
+    )
+    trainer = AdapterTrainer(
+        run,
+        progress,
+        interruption,
+        model=_model(folder, bf16, longest),
+        args=_arguments(run, recipe, plan, bf16),
+        train_dataset=_dataset(splits["train"]),
+        eval_dataset=_dataset(splits["validation"]) if "validation" in splits else None,
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    if not torch.cuda.is_available():
+        add_compact_head(trainer.model.get_base_model())
+    return trainer
+
+
+def _arguments(run: Run, recipe: Recipe, plan: Mapping[str, Any], bf16: bool) -> SFTConfig:
+    spec = recipe.train
+    gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=spec.epochs,
+        max_steps=spec.max_steps or -1,
+        learning_rate=plan["learning_rate"],
+        per_device_train_batch_size=spec.batch_size,
+        per_device_eval_batch_size=spec.batch_size * 2,
+        gradient_accumulation_steps=spec.gradient_accumulation,
+        warmup_steps=spec.warmup_ratio,  # below 1 it is a share of all steps
+        lr_scheduler_type="constant_with_warmup" if spec.scheduler == "constant" else spec.scheduler,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        max_length=None,  # tokenize has left out what is too long
+        seed=spec.seed,
+        bf16=bf16,
+        gradient_checkpointing=plan["gradient_checkpointing"],
+        pad_to_multiple_of=8,
+        # A step of which nobody is told cannot be resumed exactly.
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # Schedule decides
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+    )
+
+
+def _model(folder: Path, bf16: bool, longest: int) -> Any:
+    eager = bf16 and not torch.cuda.is_available() and longest <= EAGER_UP_TO
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            attn_implementation="eager" if eager else "sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{folder} cannot be loaded: {error}", "give a folder in hub format") from error
+
+
+def _dataset(rows: TokenRows) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels})
+
+
+def has_bf16() -> bool:
+    """Whether GPU or CPU multiplies bf16 matrices in hardware; elsewhere bf16 is slower than fp32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def _quiet() -> None:
+    """No progress bars; warnings go to the log once."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_warning()

@@ -1,0 +1,117 @@
+"""Rows become tokens and labels: only the completion's tokens are supervised."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from serve.errors import BaseModelError, DataError
+
+IGNORED = -100
+SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Tokenised rows. ``too_long`` names those that were left out, as (row number from 1, id, tokens)."""
+
+    ids: list[list[int]]
+    labels: list[list[int]]
+    too_long: list[tuple[int, str, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, 0 without rows."""
+        return max(map(len, self.ids), default=0)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Row number from 1 and row of each line of a prepared split."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            yield number, json.loads(line)
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[int]:
+    """Ids that end a generation: the tokenizer's and those of generation_config.json."""
+    stops = {tokenizer.eos_token_id}
+    file = folder / "generation_config.json"
+    if file.exists():
+        value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        stops |= set(value) if isinstance(value, list) else {value}
+    return stops - {None}
+
+
+def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], max_length: int) -> TokenRows:
+    """Tokenise a split of conversational prompt–completion rows by the base's own chat template.
+
+    The supervised tokens are those of prompt and completion after the longest start that they share with the
+    prompt alone, as in TRL, and hold a stop token, so that the adapter learns to end its answer. Rows with more
+    than ``max_length`` tokens are left out, never cut. Raises DataError where a row has nothing to learn from.
+    """
+    name = path.name
+    if not tokenizer.chat_template:
+        raise BaseModelError("the base has no chat template", "add chat_template.jinja to its folder")
+    rows = TokenRows([], [], [])
+    silent: list[tuple[int, str]] = []
+    unending: list[tuple[int, str]] = []
+    for number, row in read_rows(path):
+        prompt, completion = row["prompt"], row["completion"]
+        tools = row.get("tools")
+        start = _ids(tokenizer, prompt, tools, add_generation_prompt=True)
+        whole = _ids(tokenizer, [*prompt, *completion], tools)
+        shared = _shared(start, whole)
+        labels = [IGNORED] * shared + whole[shared:]
+        says_something = any(str(m.get("content") or "").strip() or m.get("tool_calls") for m in completion)
+        if shared == len(whole) or not says_something:
+            silent.append((number, str(row.get("id", "?"))))
+        elif stops.isdisjoint(labels):
+            unending.append((number, str(row.get("id", "?"))))
+        elif len(whole) > max_length:
+            rows.too_long.append((number, str(row.get("id", "?")), len(whole)))
+        else:
+            rows.ids.append(whole)
+            rows.labels.append(labels)
+    _refuse(name, silent, unending)
+    return rows
+
+
+def _refuse(name: str, silent: Sequence[tuple[int, str]], unending: Sequence[tuple[int, str]]) -> None:
+    if silent:
+        raise DataError(
+            f"{name}: {_some(silent)} no supervised tokens: the completion is empty once the chat template is applied",
+            "give the row an answer, remove it, or check that the base's chat template renders assistant messages",
+        )
+    if unending:
+        raise BaseModelError(
+            f"{name}: {_some(unending)} no stop token in the completion, so the adapter would never end an answer",
+            "the base's chat template must close an assistant message with the eos token of generation_config.json",
+        )
+
+
+def _some(rows: Sequence[tuple[int, str]]) -> str:
+    shown = ", ".join(f"{number} (id {name})" for number, name in rows[:SHOWN])
+    if len(rows) == 1:
+        return f"row {shown} has"
+    return f"rows {shown}{f' and {len(rows) - SHOWN:,} more' if len(rows) > SHOWN else ''} have"
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Any, **options: Any
+) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _shared(start: Sequence[int], whole: Sequence[int]) -> int:
+    """Length of the longest common start."""
+    for index, (one, other) in enumerate(zip(start, whole, strict=False)):
+        if one != other:
+            return index
+    return min(len(start), len(whole))

@@ -1,0 +1,170 @@
+"""The plan of a run: what will happen, checked against base and data before anything heavy is imported."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import psutil
+
+from serve.errors import DataError, RecipeError
+from train.recipe import Recipe
+
+VALIDATIONS = 8
+SMALL_BASE = 100_000_000
+CHECKPOINTED_BASE = 1_000_000_000
+# Layers that hold weights of two dimensions but are no linear layers, or may not get an update.
+NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "rotary")
+
+
+class Base(Protocol):
+    """What a plan needs to know of a base model; :class:`serve.registry.base.BaseIdentity` has it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...  # noqa: D102
+    @property
+    def max_length(self) -> int: ...  # noqa: D102
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+
+
+class Rows(Protocol):
+    """What a plan needs to know of the data; :class:`train.data.prepare.Prepared` has it."""
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do.
+
+    ``steps`` counts optimizer steps if no row is too long and nothing stops early; ``memory`` is an estimate in
+    bytes; ``target_modules`` are the names of the layers that get an update; ``warnings`` are for the user.
+    """
+
+    rows: int
+    validation_rows: int
+    steps: int
+    eval_every: int
+    learning_rate: float
+    max_length: int
+    base_parameters: int
+    adapter_parameters: int
+    target_modules: tuple[str, ...]
+    memory: int
+    gradient_checkpointing: bool
+    served_as: str
+    warnings: tuple[str, ...]
+
+
+def total_steps(recipe: Recipe, rows: int) -> int:
+    """Optimizer steps of a run over ``rows`` rows: an epoch ends with a smaller batch where they do not divide."""
+    if recipe.train.max_steps is not None:
+        return recipe.train.max_steps
+    batches = math.ceil(rows / recipe.train.batch_size)
+    return max(
+        1, math.ceil(recipe.train.epochs * max(1, math.ceil(batches / recipe.train.gradient_accumulation)))
+    )
+
+
+def eval_every(recipe: Recipe, steps: int) -> int:
+    """Steps between validations."""
+    return recipe.train.eval_every or max(1, math.ceil(steps / VALIDATIONS))
+
+
+def make_plan(recipe: Recipe, prepared: Rows, base: Base) -> Plan:
+    """Check ``recipe`` against data and base; raises RecipeError or DataError where they cannot go together."""
+    rows, validation = prepared.counts.get("train", 0), prepared.counts.get("validation", 0)
+    if rows == 0:
+        raise DataError(
+            "the training split has no rows", "give more data, or lower the other splits' fractions"
+        )
+    parameters = sum(math.prod(shape) for shape in base.shapes.values())
+    linear = _linear(base.shapes)
+    targets = _targets(recipe, linear, base.name)
+    rank = recipe.lora.rank
+    shapes = [shape for name, shape in linear.items() if _layer(name) in targets]
+    adapter = sum(rank * (shape[0] + shape[1]) for shape in shapes)
+    length = min(recipe.train.max_length, base.max_length)
+    steps = total_steps(recipe, rows)
+    checkpointing = recipe.train.gradient_checkpointing
+    small = parameters < SMALL_BASE
+    plan = Plan(
+        rows=rows,
+        validation_rows=validation,
+        steps=steps,
+        eval_every=eval_every(recipe, steps),
+        learning_rate=(2e-3 if small else 2e-4)
+        if recipe.train.learning_rate == "auto"
+        else recipe.train.learning_rate,
+        max_length=length,
+        base_parameters=parameters,
+        adapter_parameters=adapter,
+        target_modules=targets,
+        # bf16 base; fp32 weight, gradient and two AdamW moments of the adapter; logits of one batch, thrice.
+        memory=2 * parameters
+        + 16 * adapter
+        + 12 * recipe.train.batch_size * min(length, 256) * base.vocab_size,
+        gradient_checkpointing=parameters > CHECKPOINTED_BASE if checkpointing == "auto" else checkpointing,
+        served_as=f"LoRA adapter of rank {rank}, loaded by the engine as it is",
+        warnings=(),
+    )
+    return _with_warnings(plan, recipe, base, min(min(shape) for shape in shapes))
+
+
+def _linear(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and name.endswith(".weight") and not any(word in name for word in NOT_LINEAR)
+    }
+
+
+def _layer(name: str) -> str:
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _targets(recipe: Recipe, linear: Mapping[str, tuple[int, ...]], base: str) -> tuple[str, ...]:
+    layers = sorted({_layer(name) for name in linear})
+    if not layers:
+        raise RecipeError(f"{base} has no linear layers that an adapter could update", "choose another base")
+    if recipe.lora.target_modules == "all-linear":
+        return tuple(layers)
+    problems = []
+    for module in recipe.lora.target_modules:
+        if module not in layers:
+            near = difflib.get_close_matches(module, layers, 1)
+            problems.append(f"{base} has no layer {module}" + (f" (did you mean {near[0]}?)" if near else ""))
+    if problems:
+        raise RecipeError(
+            f"lora.target_modules: {'; '.join(problems)}", f"its layers: {', '.join(layers)}; or all-linear"
+        )
+    return tuple(sorted(set(recipe.lora.target_modules)))
+
+
+def _with_warnings(plan: Plan, recipe: Recipe, base: Base, narrowest: int) -> Plan:
+    warnings = []
+    train = recipe.train
+    if train.max_length > base.max_length and "max_length" in train.model_fields_set:
+        warnings.append(
+            f"train.max_length is cut to {base.max_length:,}, the longest that {base.name} can read"
+        )
+    if plan.validation_rows == 0:
+        warnings.append("no validation rows: no early stopping, and the last checkpoint is taken as the best")
+    if recipe.lora.rank > narrowest:
+        warnings.append(
+            f"lora.rank {recipe.lora.rank} is above the width {narrowest} of a layer: it adds nothing"
+        )
+    if plan.rows < train.batch_size:
+        warnings.append(f"only {plan.rows:,} training rows, fewer than one batch of {train.batch_size}")
+    free = psutil.virtual_memory().available
+    if plan.memory > free:
+        warnings.append(
+            f"needs about {plan.memory / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free: "
+            "lower train.batch_size or train.max_length"
+        )
+    return replace(plan, warnings=tuple(warnings))
