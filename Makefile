@@ -18,7 +18,7 @@ BIN := .venv/bin
 TENON := $(BIN)/tenon
 STACK := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)')
 
-.PHONY: help setup train-and-deploy up down status test lint format clean
+.PHONY: help setup train-and-deploy up down status test lint format bench-lora-cpu clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ lint: setup ## Check style, types and the import rule
 
 format: setup ## Format the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench-lora-cpu: setup ## Measure LoRA on a CPU, vLLM's stock code beside ours
+	@$(BIN)/python -m evalsuite.load.lora_cpu $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
 	-@if [ -x $(TENON) ]; then $(TENON) down; fi

@@ -32,7 +32,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(Path(".tenon"), description="folder that holds the registry, adapters, runs and logs")
-    model: str = Field("tenon-tiny", min_length=1, description="base model: built-in name, local folder or hub id")
+    model: str = Field(
+        "tenon-tiny", min_length=1, description="base model: built-in name, local folder or hub id"
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address that the gateway listens on")
     port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
     engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
@@ -40,9 +42,13 @@ class Settings(BaseSettings):
     max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
     max_lora_rank: Rank = Field(64, description="highest rank that the engine can load")
     max_model_len: int | None = Field(None, ge=16, description="longest prompt plus answer, in tokens")
-    engine_args: str = Field("", description="further arguments for the vLLM server, as a shell would split them")
+    engine_args: str = Field(
+        "", description="further arguments for the vLLM server, as a shell would split them"
+    )
     engine_start_timeout: float = Field(600.0, gt=0, description="seconds to wait for the engine to be ready")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="level of our own logs")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="level of our own logs"
+    )
 
     @field_validator("home", mode="before")
     @classmethod

@@ -1,15 +1,18 @@
-"""What Tenon asks of an engine: health, what is loaded, load, unload, log-probabilities, metrics."""
+"""What Tenon asks of an engine: health, what is loaded, load, unload, log-probabilities."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
 import orjson
 
 from serve.errors import AdapterLoadFailed, EngineUnavailable
+
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+"""What taking apart an answer raises that is no JSON or not of the shape that was expected."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class ModelCard:
 class EngineClient:
     """The control side of one engine, over HTTP; closes its connections at the end of its ``async with``.
 
-    Every call raises :class:`EngineUnavailable` when the engine cannot be reached or takes longer than
-    ``timeout`` seconds (a load: ``load_timeout``, health: ``health_timeout``), unless its docstring says
-    otherwise.
+    Every call raises :class:`EngineUnavailable` when the engine cannot be reached, takes longer than
+    ``timeout`` seconds (a load: ``load_timeout``, health: ``health_timeout``) or answers what no vLLM server
+    would, unless its docstring says otherwise.
     """
 
     def __init__(
@@ -61,23 +64,25 @@ class EngineClient:
 
     async def cards(self) -> list[ModelCard]:
         """The base and all adapters that the API server knows, in the engine's order."""
-        body = await self._json("GET", "/v1/models")
-        return [
-            ModelCard(card["id"], card.get("root") or "", card.get("parent"), card.get("max_model_len"))
-            for card in body.get("data", [])
-        ]
+        path = "/v1/models"
+        status, answer = await self._ask("GET", path)
+        try:
+            if status == 200:
+                return [
+                    ModelCard(
+                        str(card["id"]), card.get("root") or "", card.get("parent"), card.get("max_model_len")
+                    )
+                    for card in orjson.loads(answer)["data"]
+                ]
+        except MALFORMED:
+            pass
+        raise EngineUnavailable(
+            f"{self.url}{path} answered {status}: {error_text(answer)}", "is it a vLLM server?"
+        )
 
     async def models(self) -> list[str]:
         """The names of the base and of all loaded adapters."""
         return [card.name for card in await self.cards()]
-
-    async def version(self) -> str:
-        """The engine's version, such as ``0.32.0``."""
-        return str((await self._json("GET", "/version")).get("version", "unknown"))
-
-    async def metrics(self) -> str:
-        """The engine's own metrics, in Prometheus' text format."""
-        return (await self._ask("GET", "/metrics"))[1].decode()
 
     async def load(self, engine_name: str, path: Path) -> float:
         """Load the adapter in ``path`` under ``engine_name`` and return the seconds that it took.
@@ -114,20 +119,13 @@ class EngineClient:
             status, answer = await self._ask("POST", "/v1/completions", body)
             if status != 200:
                 raise AdapterLoadFailed(f"the engine does not answer as {model}: {error_text(answer)}")
-            found.append(dict(orjson.loads(answer)["choices"][0]["logprobs"]["top_logprobs"][0]))
+            try:
+                likeliest = orjson.loads(answer)["choices"][0]["logprobs"]["top_logprobs"][0]
+                found.append({token: float(number) for token, number in likeliest.items()})
+            except MALFORMED as error:
+                text = f"the engine answers as {model} without log-probabilities: {error_text(answer)}"
+                raise AdapterLoadFailed(text, "is it a vLLM server of version 0.32 or later?") from error
         return found
-
-    async def _json(self, method: str, path: str) -> dict[str, Any]:
-        status, answer = await self._ask(method, path)
-        try:
-            body = orjson.loads(answer)
-        except orjson.JSONDecodeError:
-            body = None
-        if status != 200 or not isinstance(body, dict):
-            raise EngineUnavailable(
-                f"{self.url}{path} answered {status}: {error_text(answer)}", "is it a vLLM server?"
-            )
-        return body
 
     async def _ask(
         self, method: str, path: str, body: object = None, *, timeout: aiohttp.ClientTimeout | None = None

@@ -2,8 +2,7 @@
 
 vLLM's stock code gathers, for every token, a copy of its adapter's whole A and B, padded to the engine's largest
 rank. Here tokens are grouped by adapter once per step, and each group is multiplied with its adapter's matrices
-as they are. On 2 cores, with 32 short chats at once on a base of 4 M parameters: stock 5 requests/s (23 with a
-largest rank of 16), this code 111, the bare base 160. Greedy answers are the same, log-probabilities within 0.01.
+as they are. Greedy answers are the same, log-probabilities within 0.01. ``make bench-lora-cpu`` measures it.
 """
 
 from collections.abc import Sequence

@@ -61,6 +61,7 @@ class FakeEngine:
         port: int = 0,
         *,
         base_name: str = "base",
+        base_root: str = "/fake/base",
         host: str = "127.0.0.1",
         answer: Answer | None = None,
         faults: Sequence[Fault] = (),
@@ -71,6 +72,7 @@ class FakeEngine:
         self.adapters = {name: f"/fake/{name}" for name in adapters}
         self.port = port
         self.base_name = base_name
+        self.base_root = base_root
         self.host = host
         self.answer = answer
         self.faults = list(faults)
@@ -147,7 +149,7 @@ class FakeEngine:
         return web.Response(text=f"vllm:num_requests_running{label} {float(self.stats.running)}\n")
 
     async def _models(self, _: web.Request) -> web.Response:
-        cards = [answers.model_card(self.base_name, "/fake/base", None, self.max_model_len)]
+        cards = [answers.model_card(self.base_name, self.base_root, None, self.max_model_len)]
         cards += [
             answers.model_card(name, path, self.base_name, None) for name, path in self.adapters.items()
         ]
@@ -192,6 +194,8 @@ class FakeEngine:
         self.stats.unloads.append(name)
         if name not in self.adapters:
             raise RefusalError(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+        if fault := self._take("refuse_unload", name):
+            raise RefusalError(fault.status, fault.message, "InternalServerError")
         del self.adapters[name]
         self.silent.discard(name)
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
@@ -361,6 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.port,
         host=options.host,
         base_name=options.served_model_name or Path(options.model).name,
+        base_root=options.model,
         max_lora_rank=options.max_lora_rank,
         seconds_per_token=options.seconds_per_token,
     )

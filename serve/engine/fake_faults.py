@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 KINDS = (
     "refuse_load",
+    "refuse_unload",
     "slow_load",
     "silent",
     "error",
@@ -20,7 +21,7 @@ KINDS = (
 class Fault:
     """Something that goes wrong, ``times`` times (-1: always), for requests to ``model`` (None: any).
 
-    Kinds: ``refuse_load`` (a load answers ``status`` and ``message``), ``slow_load`` (a load takes
+    Kinds: ``refuse_load`` and ``refuse_unload`` (these answer ``status`` and ``message``), ``slow_load`` (a load takes
     ``seconds``), ``silent`` (a loaded adapter answers as the base), ``error`` (a generation answers
     ``status`` and ``message``), ``hang`` (a generation never answers), ``slow_prefill`` (``seconds`` before
     the first token), ``slow_tokens`` (``seconds`` before each token), ``die_mid_stream`` (the connection is

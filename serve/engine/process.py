@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import psutil
 from serve.engine.client import EngineClient
 from serve.engine.spec import EngineSpec
 from serve.engine.startup import explain, stage_of
-from serve.errors import EngineStartFailed, PortInUse, StorageError
+from serve.errors import EngineStartFailed, EngineUnavailable, PortInUse, StorageError
+from serve.records import ProcessIdentity
 
 HOST = "127.0.0.1"
 POLL = 0.2
@@ -31,13 +32,12 @@ _TRACKER = re.compile(r"multiprocessing\.resource_tracker")
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What finds a running engine again: ``create_time`` tells it from a later process with its pid.
+    """What finds a running engine again.
 
     ``scratch`` is its folder for temporary files, which goes when it does: vLLM leaves its sockets behind.
     """
 
-    pid: int
-    create_time: float
+    identity: ProcessIdentity
     port: int
     url: str
     base_name: str
@@ -48,17 +48,29 @@ class EngineRecord:
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "EngineRecord | None":
         """The record in a JSON object that may hold more, or None if it is none."""
-        names = [item.name for item in fields(cls)]
-        if any(content.get(name) is None for name in names):
+        identity = ProcessIdentity.read(content)
+        names = ("port", "url", "base_name", "fingerprint", "log", "scratch")
+        if identity is None or any(content.get(name) is None for name in names):
             return None
-        return cls(**{name: content[name] for name in names})
+        return cls(identity, **{name: content[name] for name in names})
+
+    @property
+    def pid(self) -> int:
+        """The process id of the API server, which leads its session."""
+        return self.identity.pid
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, those of the identity among them."""
+        fields = asdict(self)
+        del fields["identity"]
+        return self.identity.to_json() | fields
 
 
 class EngineProcess:
     """A running engine: our child, or one that an earlier controller left behind."""
 
     def __init__(
-        self, record: EngineRecord, child: subprocess.Popen[bytes] | None, log_start: int = 0
+        self, record: EngineRecord, child: subprocess.Popen[bytes] | None = None, log_start: int = 0
     ) -> None:
         self.record = record
         self.started = time.monotonic()
@@ -74,39 +86,38 @@ class EngineProcess:
         the log cannot be written, :class:`EngineStartFailed` when the command cannot be run.
         """
         port = _free_port(spec.port)
-        scratch = ""
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log_start = log.stat().st_size if log.exists() else 0
-            scratch = tempfile.mkdtemp(prefix="tenon-")  # a short path: sockets allow a hundred bytes
-            child = _spawn(spec.argv(port), spec.environment() | {"TMPDIR": scratch}, log)
+            with contextlib.ExitStack() as undo:
+                scratch = tempfile.mkdtemp(prefix="tenon-")  # a short path: sockets allow a hundred bytes
+                undo.callback(shutil.rmtree, scratch, ignore_errors=True)
+                child = _spawn(spec.argv(port), spec.environment() | {"TMPDIR": scratch}, log)
+                undo.pop_all()
         except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
             if isinstance(error, FileNotFoundError | PermissionError) and error.filename == spec.command[0]:
                 text = f"the engine's command cannot be run: {error}"
                 raise EngineStartFailed(text, "run `make setup`") from error
             text = f"the engine's log {log} or its folder for temporary files cannot be written: {error}"
             raise StorageError(text, "free some disk space") from error
         url = f"http://{HOST}:{port}"
-        created = psutil.Process(child.pid).create_time()
-        record = EngineRecord(
-            child.pid, created, port, url, spec.base_name, spec.fingerprint(), str(log), scratch
-        )
+        identity = ProcessIdentity.of(child.pid)  # until we wait for it, its number is not given away
+        record = EngineRecord(identity, port, url, spec.base_name, spec.fingerprint(), str(log), scratch)
         return cls(record, child, log_start)
 
-    @classmethod
-    async def adopt(cls, record: EngineRecord, spec: EngineSpec) -> "EngineProcess | None":
-        """The engine of ``record`` if it lives, was started to the same spec and answers, else None."""
-        process = cls(record, None)
-        if (
-            record.fingerprint != spec.fingerprint()
-            or spec.port not in (0, record.port)
-            or not process.alive()
-        ):
-            return None
-        async with EngineClient(record.url) as client:
-            answers = await client.health() and record.base_name in await client.models()
-        return process if answers else None
+    async def serves(self, spec: EngineSpec) -> bool:
+        """Whether the engine lives, was started to the same spec, and answers as its base."""
+        record = self.record
+        if record.fingerprint != spec.fingerprint() or spec.port not in (0, record.port) or not self.alive():
+            return False
+        async with EngineClient(self.url) as client:
+            return await self._answers(client)
+
+    async def _answers(self, client: EngineClient) -> bool:
+        try:
+            return await client.health() and self.record.base_name in await client.models()
+        except EngineUnavailable:
+            return False
 
     @property
     def url(self) -> str:
@@ -118,7 +129,7 @@ class EngineProcess:
         if self._child is not None:
             self.exit_code = self._child.poll()
             return self.exit_code is None
-        return _same(self.record.pid, self.record.create_time)
+        return self.record.identity.alive
 
     def log_text(self, most: int = 200_000) -> str:
         """What this engine has written to its log so far (the last ``most`` bytes)."""
@@ -131,24 +142,21 @@ class EngineProcess:
         except OSError:
             return ""
 
-    async def wait_ready(
-        self, timeout: float, on_progress: Callable[[str, float], None] | None = None
-    ) -> None:
-        """Wait until the engine answers as its base; ``on_progress`` gets (what it does, seconds since its
-        start).
+    async def wait_ready(self, timeout: float, on_progress: Callable[[str], None] | None = None) -> None:
+        """Wait until the engine answers as its base; ``on_progress`` gets what it does, in words.
 
         Raises :class:`EngineStartFailed` with the telling lines of its log when it ends, or takes longer than
         ``timeout`` seconds; nothing of it is left then.
         """
         async with EngineClient(self.url, health_timeout=5.0) as client:
-            while not (await client.health() and self.record.base_name in await client.models()):
+            while not await self._answers(client):
                 elapsed = time.monotonic() - self.started
                 if not self.alive():
                     await self._fail(f"the engine ended before it was ready (exit code {self.exit_code})")
                 if elapsed > timeout:
                     await self._fail(f"the engine was not ready after {timeout:.0f} s")
                 if on_progress is not None:
-                    on_progress(stage_of(self.log_text()), elapsed)
+                    on_progress(stage_of(self.log_text()))
                 await asyncio.sleep(POLL)
 
     async def _fail(self, what: str) -> None:
@@ -161,10 +169,11 @@ class EngineProcess:
 
         The API server alone gets the SIGTERM while it lives, as it ends the others in order. What is left
         then is killed; the trackers of shared memory go last, since they remove what killed processes leave
-        in /dev/shm.
+        in /dev/shm. Where this is interrupted, another call carries on; the scratch folder goes at the end.
         """
         if self.alive():
             _send(self.record.pid, signal.SIGTERM)
+            _send(self.record.pid, signal.SIGCONT)  # one that is stopped would not hear the other
             await self._wait_until(lambda: not self.alive(), grace)
         else:
             for process in self._members():
@@ -188,27 +197,24 @@ class EngineProcess:
     def _members(self) -> list[psutil.Process]:
         """Living processes of the engine's session, its leader included.
 
-        A session's id is its first process's pid and is not given away while a member lives; the creation
+        A session's id is its first process's pid and is not given away while a member lives; the starting
         times guard against the case that all ended and another session got the number.
         """
-        if psutil.pid_exists(self.record.pid) and not _same(
-            self.record.pid, self.record.create_time, zombies=True
-        ):
-            return []
+        leader = self.record.identity
+        with contextlib.suppress(ProcessLookupError):
+            if ProcessIdentity.of(leader.pid) != leader:
+                return []
         members = []
         for process in psutil.process_iter():
             try:
-                if os.getsid(process.pid) != self.record.pid or process.status() == psutil.STATUS_ZOMBIE:
+                if os.getsid(process.pid) != leader.pid or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                if process.create_time() >= self.record.create_time:
-                    members.append(process)
+                member = ProcessIdentity.of(process.pid)
             except (psutil.Error, ProcessLookupError, PermissionError):
                 continue
+            if member.boot == leader.boot and member.started >= leader.started:
+                members.append(process)
         return members
-
-    def content(self) -> dict[str, Any]:
-        """The record as JSON fields."""
-        return asdict(self.record)
 
 
 async def end_recorded(content: Mapping[str, Any]) -> bool:
@@ -219,7 +225,7 @@ async def end_recorded(content: Mapping[str, Any]) -> bool:
     record = EngineRecord.read(content)
     if record is None:
         return False
-    await EngineProcess(record, None).stop()
+    await EngineProcess(record).stop()
     return True
 
 
@@ -241,17 +247,6 @@ def _free_port(port: int) -> int:
             text = f"the engine's port {port} is taken by another process"
             raise PortInUse(text, "stop that process or choose another port") from error
         return int(probe.getsockname()[1])
-
-
-def _same(pid: int, create_time: float, *, zombies: bool = False) -> bool:
-    """Whether ``pid`` is still the process created then (the kernel counts in hundredths of a second)."""
-    try:
-        process = psutil.Process(pid)
-        if abs(process.create_time() - create_time) > 0.05:
-            return False
-        return zombies or process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _is_tracker(process: psutil.Process) -> bool:

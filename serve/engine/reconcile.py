@@ -15,7 +15,7 @@ from typing import Protocol
 
 from serve.engine.client import EngineClient
 from serve.engine.probe import probe_effect
-from serve.errors import AdapterLoadFailed
+from serve.errors import AdapterLoadFailed, StorageError
 from serve.names import VERSION
 from serve.registry.records import Version
 from serve.registry.registry import Registry
@@ -29,6 +29,9 @@ LAST_RETRY = 300.0
 
 DRAIN = 2.0
 """Seconds between telling the gateway that a version goes and unloading it. Requests that run go on."""
+
+UNLOAD_RETRY = 30.0
+"""Seconds until an adapter that the engine did not unload is told to go again."""
 
 
 class Base(Protocol):
@@ -61,7 +64,7 @@ class Memory:
     proven: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
-    draining: dict[str, float] = field(default_factory=dict)
+    draining: dict[str, float] = field(default_factory=dict)  # engine name → since when; later: not before
     loading: str | None = None
 
     def fail(self, engine_name: str, reason: str) -> None:
@@ -79,7 +82,9 @@ class Memory:
     def due(self) -> bool:
         """Whether time alone gives a pass something to do."""
         now = time.monotonic()
-        return bool(self.draining) or any(now >= failure.retry_at for failure in self.failures.values())
+        return any(now - since >= DRAIN for since in self.draining.values()) or any(
+            now >= failure.retry_at for failure in self.failures.values()
+        )
 
     def reborn(self) -> "Memory":
         """The next life's memory: an adapter whose loading ended the last life is not tried at once."""
@@ -92,11 +97,16 @@ class Memory:
 
 @dataclass
 class Reconciliation:
-    """What one pass did: engine names loaded and unloaded, and those that failed with the reason."""
+    """What one pass did: engine names loaded and unloaded, and those that failed with the reason.
+
+    ``unwritten`` is why the registry could not be told; the engine is moved all the same, as far as that is
+    safe.
+    """
 
     loaded: list[str] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    unwritten: StorageError | None = None
 
     @property
     def changed(self) -> bool:
@@ -109,8 +119,9 @@ async def reconcile(
 ) -> Reconciliation:
     """Make one pass; ``base.name`` is the name that the engine serves its base under.
 
-    Raises :class:`~serve.errors.EngineUnavailable` when the engine stops answering; what was done until then
-    is recorded, and a later pass goes on from there.
+    Raises :class:`~serve.errors.EngineUnavailable` when the engine stops answering and
+    :class:`~serve.errors.StorageError` when the registry cannot be read; what was done until then is
+    recorded, and a later pass goes on from there.
     """
     work = _Pass(registry, client, engine_id, base, memory if memory is not None else Memory())
     await work.observe()
@@ -189,8 +200,8 @@ class _Pass:
                 self.memory.fail(engine_name, reason)
                 self.result.failed[engine_name] = reason
                 self.states[str(version.ref)] = ("failed", reason)
-                await self.client.unload(engine_name)
                 await self._write()
+                await self._unload(engine_name)
 
     async def _load(self, engine_name: str, version: Version) -> None:
         ref = str(version.ref)
@@ -209,23 +220,44 @@ class _Pass:
         await self._write()
 
     async def unload_unwanted(self) -> None:
-        """Unload what has drained long enough; what is new among the unwanted starts to drain."""
+        """Unload what has drained long enough; what is new among the unwanted starts to drain.
+
+        As long as the registry cannot be told, the gateway may still send requests there: nothing drains.
+        """
+        if self.result.unwritten is not None:
+            self.memory.draining = dict.fromkeys(self.memory.draining, time.monotonic())
+            return
         unwanted = self._unwanted()
         now = time.monotonic()
         self.memory.draining = {name: self.memory.draining.get(name, now) for name in unwanted}
         for engine_name in unwanted:
             if now - self.memory.draining[engine_name] < DRAIN:
                 continue
-            await self.client.unload(engine_name)
+            if not await self._unload(engine_name):
+                self.memory.draining[engine_name] = now + UNLOAD_RETRY - DRAIN
+                continue
             del self.memory.draining[engine_name]
             self.memory.proven.discard(engine_name)
             self.states.pop(self._ref(engine_name), None)
             self.result.unloaded.append(engine_name)
         await self._write()
 
+    async def _unload(self, engine_name: str) -> bool:
+        try:
+            await self.client.unload(engine_name)
+        except AdapterLoadFailed as error:
+            self.result.failed.setdefault(engine_name, error.message)
+            return False
+        return True
+
     def _ref(self, engine_name: str) -> str:
         return self.known.get(engine_name, engine_name.rsplit("-", 1)[0])
 
     async def _write(self) -> None:
+        if self.result.unwritten is not None:
+            return  # a locked database has cost this pass half a minute already
         states, seconds = dict(self.states), dict(self.memory.seconds)
-        await asyncio.to_thread(self.registry.set_loaded, self.engine_id, states, load_seconds=seconds)
+        try:
+            await asyncio.to_thread(self.registry.set_loaded, self.engine_id, states, load_seconds=seconds)
+        except StorageError as error:
+            self.result.unwritten = error

@@ -15,8 +15,8 @@ import psutil
 from serve.errors import ConfigError
 
 GIB = 2**30
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM accepts for ``--max-lora-rank``."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM accepts for ``--max-lora-rank``, but for 1: an engine that takes rank 1 alone helps nobody."""
 
 PLUGIN = "tenon_cpu_lora"
 """Our entry point in ``vllm.general_plugins``."""
@@ -74,7 +74,8 @@ class EngineSpec:
     max_model_len: int | None = None
     extra_args: tuple[str, ...] = ()
     device: Device = field(default_factory=installed_device)
-    command: tuple[str, ...] = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+    # -P: a user's train.py or logging.py in the folder that we were called from is none of ours.
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server")
 
     def __post_init__(self) -> None:
         problems = []
@@ -117,6 +118,7 @@ class EngineSpec:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",  # the model is a folder; nothing is to be asked of the hub
             "PYTHONUNBUFFERED": "1",
+            "PYTHONSAFEPATH": "1",  # what -P is for the API server, for the interpreters that vLLM starts
         }
         # Ours alone: vLLM's own resolvers load adapters by names that clients make up.
         environment.setdefault("VLLM_PLUGINS", PLUGIN)

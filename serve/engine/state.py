@@ -1,27 +1,26 @@
 """``run/engine.json``: how the engine does, for the gateway and ``tenon status``."""
 
 import dataclasses
-import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from serve.engine.trouble import Troubles
 from serve.errors import StorageError
+from serve.records import write_json
 
 
 @dataclass(frozen=True)
 class EngineState:
     """What is known of the engine.
 
-    ``state``: ``starting`` (``stage`` says how far, ``stage_seconds`` after how long it came there),
-    ``ready``, ``down`` (it ended; ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
-    ``since`` is when that state began, in seconds since 1970. ``pid``, ``create_time``, ``port``,
-    ``fingerprint``, ``log`` and ``scratch`` are set for an engine of our own. ``restarts`` counts since the controller
-    started.
+    ``state``: ``starting`` (``stage`` says how far), ``ready``, ``down`` (it ended or, attached, cannot be used;
+    ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
+    ``since`` is when that state began, in seconds since 1970. ``pid``, ``started`` and ``boot`` (see
+    :class:`~serve.records.ProcessIdentity`), ``port``, ``fingerprint``, ``log`` and ``scratch`` are set for an
+    engine of our own. ``restarts`` counts its starts after the first since the controller started; an attached
+    engine has none.
     """
 
     state: str = "down"
@@ -31,7 +30,8 @@ class EngineState:
     base_name: str | None = None
     max_model_len: int | None = None
     pid: int | None = None
-    create_time: float | None = None
+    started: int | None = None
+    boot: str | None = None
     port: int | None = None
     fingerprint: str | None = None
     log: str | None = None
@@ -39,7 +39,6 @@ class EngineState:
     restarts: int = 0
     last_exit: int | None = None
     stage: str = ""
-    stage_seconds: float = 0.0
     error: str = ""
     hint: str = ""
 
@@ -48,24 +47,39 @@ class EngineState:
         since = self.since if state == self.state and self.since else time.time()
         return dataclasses.replace(self, state=state, since=since, **changes)
 
-
-def write_state(path: Path, state: EngineState) -> None:
-    """Replace the file at once: a reader sees the old or the new object, never half of one."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2))
-        scratch.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error}", "free some disk space, or check who owns it"
-        ) from error
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as ``run/engine.json`` holds them."""
+        return dataclasses.asdict(self)
 
 
-def read_state(path: Path) -> Mapping[str, Any]:
-    """The object in the file; empty if there is none, or if something else wrote it."""
-    try:
-        content = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
+class StateFile:
+    """The state of one engine, told in a file as well as the disk allows.
+
+    No engine is to end because a disk is full: what could not be written is logged once and written by the
+    next :meth:`catch_up` that works.
+    """
+
+    TOPIC = "telling how the engine does"
+
+    def __init__(self, path: Path, state: EngineState, troubles: Troubles) -> None:
+        self.path = path
+        self.state = state
+        self._troubles = troubles
+
+    def tell(self, state: str, **changes: object) -> None:
+        """Change the state and write it."""
+        self.state = self.state.but(state=state, **changes)
+        self._write()
+
+    def catch_up(self) -> None:
+        """Write the state if the last writing failed."""
+        if self.TOPIC in self._troubles:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            write_json(self.path, self.state.to_json())
+        except StorageError as error:
+            self._troubles.note(self.TOPIC, error)
+        else:
+            self._troubles.over(self.TOPIC)

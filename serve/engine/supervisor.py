@@ -3,6 +3,9 @@
 An engine of our own is started (or adopted, when an earlier controller left it running), watched, and started
 again when it ends or stops answering; an attached one is only watched. Whatever happens is written to
 ``run/engine.json``, from which the gateway and ``tenon status`` learn where the engine is and how it does.
+
+Only an engine that is gone is given up. A database that is locked, a full disk, an adapter that does not go or
+a mistake of ours leave one that answers as it is; they are logged, and what they stopped is tried again.
 """
 
 import asyncio
@@ -12,13 +15,24 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from serve.engine.client import EngineClient
+from serve.engine.client import EngineClient, ModelCard
 from serve.engine.process import EngineProcess, EngineRecord
-from serve.engine.reconcile import Base, Memory, reconcile
+from serve.engine.reconcile import Memory, reconcile
 from serve.engine.spec import EngineSpec
-from serve.engine.state import EngineState, read_state, write_state
-from serve.errors import ConfigError, EngineUnavailable, TenonError
+from serve.engine.state import EngineState, StateFile
+from serve.engine.trouble import Troubles
+from serve.errors import (
+    ConfigError,
+    EngineStartFailed,
+    EngineUnavailable,
+    PortInUse,
+    StorageError,
+    TenonError,
+)
+from serve.records import read_json
+from serve.registry.base import BaseIdentity, safe_name
 from serve.registry.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -38,6 +52,9 @@ FIRST_BACKOFF = 0.5
 LAST_BACKOFF = 30.0
 HEALTHY = 60.0
 """Seconds between starts: the first, doubling to the last, and the first after so many healthy seconds."""
+
+REGISTRY = "reading and writing the registry"
+ATTACH_HINT = "is it running? started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1?"
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class Supervisor:
     def __init__(
         self,
         registry: Registry,
-        base: Base,
+        base: BaseIdentity,
         *,
         state_file: Path,
         log_file: Path,
@@ -74,85 +91,129 @@ class Supervisor:
             )
         self.registry, self.base = registry, base
         self.spec, self.engine_url = spec, engine_url
-        self.state_file, self.log_file = state_file, log_file
+        self.log_file = log_file
         self.start_timeout = start_timeout
         self.engine_id = engine_id
-        self.state = EngineState(attached=spec is None, url=engine_url, base_name=base.name)
+        self._troubles = Troubles()
+        self._file = StateFile(
+            state_file,
+            EngineState(attached=spec is None, url=engine_url, base_name=base.name),
+            self._troubles,
+        )
         self._memory = Memory(exclusive=spec is not None)
         self._process: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
+        self._last_pass, self._revision = float("-inf"), -1
+
+    @property
+    def state(self) -> EngineState:
+        """What is known of the engine now."""
+        return self._file.state
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keep the engine up until ``stop`` is set; an engine of our own ends with this.
 
-        Raises :class:`~serve.errors.StorageError` when state cannot be written; what ails the engine is
-        retried.
+        Whatever goes wrong until then is retried.
         """
+        # What an earlier controller left is ours from the first moment, so that no interruption orphans it.
+        record = EngineRecord.read(read_json(self._file.path))
+        self._process = EngineProcess(record) if record is not None else None
         work = asyncio.create_task(self._keep_up())
-        stopped = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await stop.wait()
         finally:
-            for task in (work, stopped):
-                task.cancel()
-            (outcome, _) = await asyncio.gather(work, stopped, return_exceptions=True)
-            await self._end()
-        if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
-            raise outcome
-
-    async def _end(self) -> None:
-        if self._process is not None:
-            await self._process.stop()
-        await asyncio.to_thread(self._mark_pending)
-        self._tell("down", pid=None)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await self._discard()
+            await self._mark_pending()
+            self._file.tell("down", pid=None)
 
     async def _keep_up(self) -> None:
         while True:
             try:
-                async with self._engine() as client:
-                    await self._serve(client)
-            except TenonError as error:
-                await self._after_death(error)
+                await self._live()
+            except Exception:  # the edge of a background task: an engine must outlive what nobody foresaw
+                log.exception("looking after the engine failed, it is left as it is")
+                await self._pause()
+
+    async def _live(self) -> None:
+        """One life of the engine, from the start or adoption until it is gone."""
+        try:
+            async with self._engine() as client:
+                await self._serve(client)
+        except (EngineUnavailable, EngineStartFailed, PortInUse) as error:
+            await self._after_death(error)
 
     @contextlib.asynccontextmanager
     async def _engine(self) -> AsyncIterator[EngineClient]:
         """A client of an engine that answers: attached, adopted or started."""
-        url = self.engine_url if self.spec is None else (await self._own(self.spec)).url
-        assert url is not None
+        if self.spec is None:
+            await self._retire()  # of earlier settings, under which the engine was our own
+            assert self.engine_url is not None  # one of the two is given
+            url, facts = self.engine_url, dict[str, Any](pid=None)
+        else:
+            process = await self._own(self.spec)
+            url, facts = process.url, process.record.to_json()
         async with EngineClient(url, health_timeout=HEALTH_TIMEOUT) as client:
-            cards = await client.cards()
-            bases = [card for card in cards if card.parent is None]
-            if not bases:
-                raise EngineUnavailable(f"the engine at {url} serves no base", "is it a vLLM server?")
-            self._served = Served(bases[0].name, self.base.digest)
-            self._tell(
-                "ready", base_name=bases[0].name, max_model_len=bases[0].max_model_len, error="", hint=""
-            )
+            card = self._base_card(url, await client.cards())
+            self._served = Served(card.name, self.base.digest)
+            facts |= {"url": url, "base_name": card.name, "max_model_len": card.max_model_len}
+            self._file.tell("ready", **facts, error="", hint="")
             yield client
 
+    def _base_card(self, url: str, cards: list[ModelCard]) -> ModelCard:
+        """The card of our base, else :class:`EngineUnavailable`: adapters fit no other base."""
+        bases = [card for card in cards if card.parent is None]
+        for card in bases:
+            same_folder = (
+                Path(card.root).is_absolute() and Path(card.root).resolve() == self.base.path.resolve()
+            )
+            # A hub id such as Qwen/Qwen3-0.6B, which vLLM takes for the name, is qwen3-0.6b with us.
+            if safe_name(card.name) == self.base.name or same_folder:
+                return card
+        served = ", ".join(f"{card.name} (from {card.root})" for card in bases) or "no base"
+        raise EngineUnavailable(
+            f"the engine at {url} serves {served}, not {self.base.name} (from {self.base.path})",
+            "set TENON_MODEL to the base that it serves, or attach to one that was started with "
+            f"--served-model-name {self.base.name}",
+        )
+
     async def _own(self, spec: EngineSpec) -> EngineProcess:
-        record = EngineRecord.read(read_state(self.state_file)) if self._process is None else None
-        if record is not None:
-            adopted = await EngineProcess.adopt(record, spec)
-            if adopted is not None:
-                log.info("engine %d of an earlier controller is adopted", record.pid)
-                self._process = adopted
-                self._tell("ready", **adopted.content())
-                return adopted
-            await EngineProcess(record, None).stop()
-        await asyncio.to_thread(self._mark_pending)
-        self._process = await EngineProcess.start(spec, self.log_file)
-        self._tell("starting", **self._process.content(), stage="", stage_seconds=0.0)
+        if self._process is not None:
+            if await self._process.serves(spec):
+                log.info("engine %d runs already and is kept", self._process.record.pid)
+                return self._process
+            await self._retire()
+        await self._mark_pending()
+        try:
+            self._process = await EngineProcess.start(spec, self.log_file)
+        except StorageError as error:
+            raise EngineStartFailed(error.message, error.hint) from error
+        self._file.tell("starting", **self._process.record.to_json(), stage="")
         await self._process.wait_ready(self.start_timeout, self._progress)
         return self._process
 
-    def _progress(self, stage: str, seconds: float) -> None:
+    async def _retire(self) -> None:
+        """End an engine that is not wanted any more, after telling so; it stays on record until it has ended."""
+        if self._process is not None:
+            self._file.tell("down", **self._process.record.to_json())
+            await self._mark_pending()
+            await self._discard()
+
+    async def _discard(self, grace: float = 15.0) -> None:
+        """End our engine and all that is left of it; it is forgotten only when it has ended."""
+        if self._process is not None:
+            await self._process.stop(grace)
+            self._process = None
+
+    def _progress(self, stage: str) -> None:
         if stage != self.state.stage:
-            self._tell("starting", stage=stage, stage_seconds=round(seconds, 1))
+            self._file.tell("starting", stage=stage)
 
     async def _serve(self, client: EngineClient) -> None:
         """Watch and reconcile until the engine is gone, which raises :class:`EngineUnavailable`."""
-        begin, last_pass, revision, failures = time.monotonic(), float("-inf"), -1, 0
+        begin, failures = time.monotonic(), 0
+        self._last_pass = float("-inf")
         while True:
             if self._process is not None and not self._process.alive():
                 raise EngineUnavailable(f"the engine ended (exit code {self._process.exit_code})")
@@ -161,13 +222,21 @@ class Supervisor:
                 raise EngineUnavailable(f"the engine failed {failures} health checks in a row")
             if time.monotonic() - begin > HEALTHY:
                 self._backoff = FIRST_BACKOFF
-            now = await asyncio.to_thread(self.registry.revision)
-            late = time.monotonic() - last_pass > FULL_PASS
-            if not failures and (now != revision or late or self._memory.due()):
-                await self._reconcile(client)
-                last_pass = time.monotonic()
-                revision = await asyncio.to_thread(self.registry.revision)
+            self._file.catch_up()
+            if not failures:
+                await self._look(client)
             await asyncio.sleep(TICK)
+
+    async def _look(self, client: EngineClient) -> None:
+        """Reconcile if there is a reason to."""
+        try:
+            revision = await asyncio.to_thread(self.registry.revision)
+            late = time.monotonic() - self._last_pass > FULL_PASS
+            if revision != self._revision or late or self._memory.due() or REGISTRY in self._troubles:
+                await self._reconcile(client)
+                self._last_pass, self._revision = time.monotonic(), revision
+        except StorageError as error:
+            self._troubles.note(REGISTRY, error)
 
     async def _reconcile(self, client: EngineClient) -> None:
         try:
@@ -181,29 +250,39 @@ class Supervisor:
             log.info("unloaded %s", engine_name)
         for engine_name, reason in result.failed.items():
             log.error("%s failed: %s", engine_name, reason)
+        if result.unwritten is not None:
+            self._troubles.note(REGISTRY, result.unwritten)
+        else:
+            self._troubles.over(REGISTRY)
 
     async def _after_death(self, error: TenonError) -> None:
         """Tell first, so that the gateway sends nothing more; then clear away what is left, then wait."""
-        log.error("%s", error.message)
         exit_code = self._process.exit_code if self._process is not None else None
-        self._tell("down", error=error.message, hint=error.hint, last_exit=exit_code)
-        await asyncio.to_thread(self._mark_pending)
-        if self._process is not None:
-            await self._process.stop(grace=1.0)
-            self._process = None
+        hint = error.hint or (ATTACH_HINT if self.spec is None else "")
+        log.error("%s (%s)", error.message, hint or "it is started again")
+        self._file.tell("down", error=error.message, hint=hint, last_exit=exit_code)
+        await self._mark_pending()
         self._memory = self._memory.reborn()
-        self._tell("backoff", pid=None, restarts=self.state.restarts + 1)
+        if self.spec is not None:
+            await self._discard(grace=1.0)
+            self._file.tell("backoff", pid=None, restarts=self.state.restarts + 1)
+        await self._pause()
+
+    async def _pause(self) -> None:
         await asyncio.sleep(self._backoff)
         self._backoff = min(self._backoff * 2, LAST_BACKOFF)
 
-    def _mark_pending(self) -> None:
+    async def _mark_pending(self) -> None:
+        """Have the registry say that nothing is loaded, as far as it can be written."""
+        try:
+            await asyncio.to_thread(self._write_pending)
+        except StorageError as error:
+            self._troubles.note(REGISTRY, error)
+
+    def _write_pending(self) -> None:
         rows = {str(row.ref): row for row in self.registry.loaded(self.engine_id)}
         states = {
             ref: ("failed", row.reason) if row.state == "failed" else ("pending", "")
             for ref, row in rows.items()
         }
         self.registry.set_loaded(self.engine_id, states)
-
-    def _tell(self, state: str, **changes: object) -> None:
-        self.state = self.state.but(state=state, **changes)
-        write_state(self.state_file, self.state)

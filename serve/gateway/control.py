@@ -17,8 +17,11 @@ Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
 def control_app(source: RouteSource, lifespan: Lifespan) -> FastAPI:
-    """The app for every path that is not ``/v1/*``; it knows those only to refuse wrong methods and paths."""
-    app = FastAPI(title="Tenon gateway", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    """The app for every path that is not ``/v1/*``; ``/openapi.json`` describes its routes.
+
+    Its pages for a browser are off: they would fetch their scripts from somebody else's server.
+    """
+    app = FastAPI(title="Tenon gateway", docs_url=None, redoc_url=None, lifespan=lifespan)
 
     @app.get("/healthz")
     async def healthz() -> Response:

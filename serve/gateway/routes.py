@@ -103,15 +103,17 @@ class RouteTable:
         Raises ModelNotFound, AdapterNotReady or EngineUnavailable.
         """
         route = self.routes.get(name)
-        if route is not None and self.engine is not None and self.engine.url:
-            return route, self.engine
+        engine = self.engine
+        if route is not None and engine is not None and engine.url and engine.state != "down":
+            return route, engine
         raise self._missing(name)
 
     def _missing(self, name: str) -> TenonError:
         if name in self.waiting:
             return AdapterNotReady(f"{name} cannot answer yet: {self.waiting[name]}", "try again shortly")
         if self.engine is None or name in self.routes:
-            return EngineUnavailable("no engine has been started yet", "try again shortly")
+            what = "is down" if self.engine is not None and self.engine.url else "has not been started yet"
+            return EngineUnavailable(f"the engine {what}", "try again shortly")
         return ModelNotFound(
             f"the model {name[:100]!r} does not exist", "GET /v1/models lists the names that are served"
         )

@@ -1,19 +1,20 @@
 """Listens: binds the port, runs uvicorn, and leaves a record of itself in ``run/gateway.json``."""
 
+import contextlib
 import errno
+import os
 import signal
 import socket
 import time
 from pathlib import Path
 
-import orjson
-import psutil
 import uvicorn
 
 from serve.config import Settings
-from serve.errors import ConfigError, PortInUse, StorageError, TenonError
+from serve.errors import ConfigError, PortInUse, TenonError
 from serve.gateway.app import Gateway
 from serve.gateway.source import RouteSource
+from serve.records import ProcessIdentity, write_json
 from serve.registry import Registry
 
 DRAIN_SECONDS = 30
@@ -77,30 +78,17 @@ class GatewayServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish running requests, then remove the record."""
         await super().shutdown(sockets)
-        self._record.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a record of a process that is gone misleads nobody
+            self._record.unlink(missing_ok=True)
 
     def _write_record(self) -> None:
-        process = psutil.Process()
-        record = {
-            "pid": process.pid,
-            "create_time": process.create_time(),
-            "host": self.host,
-            "port": self.port,
-            "url": self.url,
-            "started_at": time.time(),
-        }
-        partial = self._record.with_suffix(f".{process.pid}.partial")
-        partial.write_bytes(orjson.dumps(record))
-        partial.replace(self._record)
+        where = {"host": self.host, "port": self.port, "url": self.url, "started_at": time.time()}
+        write_json(self._record, ProcessIdentity.of(os.getpid()).to_json() | where)
 
 
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
     sock = listen(settings.host, settings.port)
-    try:
-        settings.state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make {settings.state}: {error.strerror}") from error
     registry = Registry.open(settings.home)
     # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from serve.engine.state import read_state
 from serve.errors import StorageError
 from serve.gateway.build import build_table
 from serve.gateway.metrics import Metrics
 from serve.gateway.routes import EMPTY, EngineView, RouteTable
+from serve.records import read_json
 from serve.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -101,5 +101,5 @@ class RouteSource:
             self._engine = self._stamp = None
             return
         self._stamp = stamp
-        self._engine = EngineView.of(read_state(self._engine_file))
+        self._engine = EngineView.of(read_json(self._engine_file))
         self.note_reached()

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.adapters import write_adapter
 from support.commands import cause_and_hint, tenon
 from support.ports import free_port
 from support.stack import RunningStack
 
+from evalsuite.load.adapters import write_adapter
 from serve.registry import Registry
 from serve.registry.base import identify_base
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.adapters import write_adapter
 from support.commands import TENON, environment
 from support.ports import free_port
 
+from evalsuite.load.adapters import write_adapter
 from serve.registry import Registry
 from serve.registry.base import identify_base
 

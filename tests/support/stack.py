@@ -7,11 +7,11 @@ from pathlib import Path
 import openai
 
 from deploy.serving import wait_until_loaded
+from evalsuite.load.adapters import write_adapter
 from serve.config import Settings
 from serve.names import VersionRef
 from serve.registry import Registry, Version
 from serve.registry.base import BaseIdentity
-from support.adapters import write_adapter
 
 
 @dataclass

@@ -1,17 +1,31 @@
 """A real registry with small adapters, and a fake engine that can load them."""
 
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from engine_base import BASE
-from serve.registry.registry import Registry
-from support.adapters import write_adapter
 
+from evalsuite.load.adapters import write_adapter
 from serve.engine.client import EngineClient
 from serve.engine.fake import FakeEngine
 from serve.registry.base import BaseIdentity
 from serve.registry.records import Version
+from serve.registry.registry import Registry
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Temporary files of each test, and of the processes that it starts, in a folder of its own.
+
+    No engine's scratch folder may be left there.
+    """
+    folder = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield
+    assert list(folder.glob("tenon-*")) == []
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -50,10 +51,8 @@ async def test_a_refusal_carries_the_engines_own_words(client, adapter):
         await client.load(NAME, adapter / "missing")
 
 
-async def test_health_and_version(engine, client):
+async def test_health(engine, client):
     assert await client.health()
-    assert await client.version() == "0.32.0"
-    assert "vllm:num_requests_running" in await client.metrics()
     engine.faults = [Fault("unhealthy")]
     assert not await client.health()
 
@@ -72,22 +71,48 @@ async def test_an_engine_that_hangs(engine):
             await client.next_logprobs("base", ["hello"])
 
 
-async def test_a_server_that_is_no_engine():
-    async def hello(_):
-        return web.Response(text="hello")
+@contextlib.asynccontextmanager
+async def server_that_says(text):
+    """A client of a server that answers the same whatever it is asked."""
+
+    async def answer(_):
+        return web.Response(text=text)
 
     app = web.Application()
-    app.add_routes([web.get("/v1/models", hello)])
+    app.add_routes([web.route("*", "/{path:.*}", answer)])
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
         async with EngineClient(f"http://127.0.0.1:{runner.addresses[0][1]}") as client:
-            with pytest.raises(EngineUnavailable, match="answered 200: hello"):
-                await client.models()
+            yield client
     finally:
         await runner.cleanup()
+
+
+@pytest.mark.parametrize("text", ["hello", "[]", "{}", '{"data": null}', '{"data": ["x"]}', '{"data": [{}]}'])
+async def test_a_server_that_is_no_engine(text):
+    async with server_that_says(text) as client:
+        with pytest.raises(EngineUnavailable, match="answered 200: ") as caught:
+            await client.models()
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello",
+        "[]",
+        '{"choices": []}',
+        '{"choices": [{"logprobs": null}]}',
+        '{"choices": [{"logprobs": {"top_logprobs": [{"a": null}]}}]}',
+    ],
+)
+async def test_an_answer_without_log_probabilities(text):
+    async with server_that_says(text) as client:
+        with pytest.raises(AdapterLoadFailed, match="without log-probabilities"):
+            await client.next_logprobs("base", ["hello"])
 
 
 async def test_an_adapter_with_an_effect_passes_the_probe(client, adapter):

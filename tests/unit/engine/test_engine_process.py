@@ -5,10 +5,13 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from engine_base import NONSENSE
 
 from serve.engine.client import EngineClient
 from serve.engine.process import EngineProcess, EngineRecord, end_recorded
@@ -55,9 +58,8 @@ async def engine(tmp_path):
 
 async def test_it_becomes_ready_tells_how_far_it_is_and_stops(engine):
     seen = []
-    await engine.wait_ready(30, lambda stage, seconds: seen.append((stage, seconds)))
-    assert seen[0][0] == "importing vLLM"
-    assert 0 <= seen[0][1] < 30
+    await engine.wait_ready(30, seen.append)
+    assert seen[0] == "importing vLLM"
     async with EngineClient(engine.url) as client:
         assert await client.models() == ["tiny"]
     assert "Application startup complete" in engine.log_text()
@@ -139,9 +141,9 @@ async def test_one_that_ignores_the_polite_signal_is_killed(tmp_path):
 
 async def test_another_controller_adopts_a_running_engine(engine):
     await engine.wait_ready(30)
-    record = EngineRecord.read({**engine.content(), "state": "ready", "restarts": 3})
-    adopted = await EngineProcess.adopt(record, spec())
-    assert adopted.alive()
+    record = EngineRecord.read({**engine.record.to_json(), "state": "ready", "restarts": 3})
+    adopted = EngineProcess(record)
+    assert await adopted.serves(spec())
     await adopted.stop()
     assert not engine.alive()
     assert session(record.pid) == []
@@ -149,24 +151,58 @@ async def test_another_controller_adopts_a_running_engine(engine):
 
 async def test_an_engine_of_another_spec_is_not_adopted(engine):
     await engine.wait_ready(30)
-    assert await EngineProcess.adopt(engine.record, spec(max_loras=2)) is None
-    assert await EngineProcess.adopt(engine.record, spec(port=1)) is None
+    assert await engine.serves(spec())
+    assert not await engine.serves(spec(max_loras=2))
+    assert not await engine.serves(spec(port=1))
     assert engine.alive()
 
 
-async def test_a_process_that_got_the_pid_later_is_neither_adopted_nor_ended(engine):
+async def test_a_process_that_got_the_pid_later_is_neither_adopted_nor_ended(engine, tmp_path):
     await engine.wait_ready(30)
-    record = EngineRecord(**{**engine.content(), "create_time": engine.record.create_time - 100})
-    assert await EngineProcess.adopt(record, spec()) is None
-    await EngineProcess(record, None).stop(grace=0.1)
+    earlier = replace(engine.record.identity, started=engine.record.identity.started - 100)
+    found = EngineProcess(replace(engine.record, identity=earlier, scratch=str(tmp_path / "gone")))
+    assert not await found.serves(spec())
+    await found.stop(grace=0.1)
     assert engine.alive()
 
 
 async def test_what_a_record_tells_of_is_ended_without_a_controller(engine):
     await engine.wait_ready(30)
-    assert await end_recorded({**engine.content(), "state": "ready"})
+    assert await end_recorded({**engine.record.to_json(), "state": "ready"})
     assert not engine.alive()
     assert not await end_recorded({"state": "ready", "attached": True})
+
+
+async def test_a_stopped_engine_hears_that_it_is_to_end(engine):
+    await engine.wait_ready(30)
+    os.kill(engine.record.pid, signal.SIGSTOP)
+    async with asyncio.timeout(5):
+        await engine.stop()
+    assert engine.exit_code == -signal.SIGTERM
+
+
+async def test_modules_in_the_folder_that_we_are_called_from_are_not_ours(tmp_path, monkeypatch):
+    (tmp_path / "serve.py").write_text("raise SystemExit('a module of the user was imported')")
+    monkeypatch.chdir(tmp_path)
+    process = await EngineProcess.start(spec(), tmp_path / "engine.log")
+    try:
+        await process.wait_ready(30)
+    finally:
+        await process.stop()
+
+
+async def test_an_engine_that_answers_nonsense_is_not_ready(tmp_path):
+    process = await EngineProcess.start(spec(sys.executable, "-c", NONSENSE), tmp_path / "engine.log")
+    with pytest.raises(EngineStartFailed, match="not ready after 2 s"):
+        await process.wait_ready(2)
+    assert not await process.serves(spec(sys.executable, "-c", NONSENSE))
+
+
+@pytest.mark.parametrize("command", [("/no/such/python",), (sys.executable, "a zero \0 byte")])
+async def test_a_start_that_fails_leaves_no_scratch_folder(tmp_path, command):
+    with pytest.raises((EngineStartFailed, ValueError)):
+        await EngineProcess.start(spec(*command), tmp_path / "engine.log")
+    assert list(Path(tempfile.gettempdir()).glob("tenon-*")) == []
 
 
 async def test_a_log_that_cannot_be_written_is_named(tmp_path):

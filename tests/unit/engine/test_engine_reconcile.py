@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from engine_base import BASE
+from engine_base import BASE, unwritable
 
 from serve.engine import reconcile as module
 from serve.engine.fake import Fault
@@ -102,6 +102,46 @@ async def test_one_that_is_wanted_again_stops_draining(registry, add, engine, co
     await converge()
     assert states(registry) == {"support@v1": "ready"}
     assert version.engine_name in engine.adapters
+
+
+async def test_one_that_does_not_go_holds_up_nobody_and_is_told_again(registry, add, engine, converge):
+    stuck, other = add("aaa"), add("bbb")
+    for version in (stuck, other):
+        registry.want(version.ref)
+    await converge()
+    for version in (stuck, other):
+        registry.unwant(version.ref)
+    engine.faults = [Fault("refuse_unload", model=stuck.engine_name, message="busy")]
+    await converge()
+    expire(converge.memory)
+    result = await converge()
+    assert list(result.failed) == [stuck.engine_name]
+    assert "busy" in result.failed[stuck.engine_name]
+    assert states(registry) == {"aaa@v1": "draining"}
+    assert not (await converge()).changed, "it is not told at every pass"
+    assert not converge.memory.due()
+    expire(converge.memory)
+    assert (await converge()).unloaded == [stuck.engine_name]
+    assert states(registry) == {}
+
+
+async def test_what_cannot_be_written_stops_no_load_but_every_unload(registry, add, engine, converge):
+    first, second = add("aaa"), add("bbb")
+    registry.want(first.ref)
+    await converge()
+    registry.unwant(first.ref)
+    registry.want(second.ref)
+    with unwritable(registry):
+        for _ in range(3):
+            result = await converge()
+            assert "disk is full" in result.unwritten.message
+            expire_drains = dict.fromkeys(converge.memory.draining, float("-inf"))
+            converge.memory.draining = expire_drains
+    assert set(engine.adapters) == {first.engine_name, second.engine_name}
+    assert states(registry) == {"aaa@v1": "ready"}
+    result = await converge()
+    assert result.unwritten is None
+    assert states(registry)["bbb@v1"] == "ready"
 
 
 async def test_strangers_on_our_engine_go_and_foreign_names_stay(registry, engine, converge):

@@ -39,6 +39,12 @@ def test_the_engine_listens_on_this_machine_only():
     assert value(spec().argv(port=1), "--host") == "127.0.0.1"
 
 
+def test_nothing_is_imported_from_the_folder_that_we_are_called_from():
+    python, option, module = spec().argv()[:3]
+    assert (Path(python).name[:6], option, module) == ("python", "-P", "-m")
+    assert spec().environment({})["PYTHONSAFEPATH"] == "1"
+
+
 def test_a_chosen_port_wins_over_an_open_one():
     assert value(spec(port=0).argv(port=4711), "--port") == "4711"
 
@@ -96,6 +102,8 @@ def test_equal_specs_but_for_the_port_serve_alike():
 def test_all_bad_limits_are_named_at_once():
     with pytest.raises(ConfigError) as caught:
         spec(max_loras=8, max_cpu_loras=2, max_lora_rank=24)
+    with pytest.raises(ConfigError, match=r"max_lora_rank \(1\)"):
+        spec(max_lora_rank=1)
     assert "max_cpu_loras (2)" in caught.value.message
     assert "max_lora_rank (24)" in caught.value.message
 

@@ -3,20 +3,24 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from engine_base import BASE
+from engine_base import BASE, NONSENSE, unwritable
 
 from serve.engine.client import EngineClient
-from serve.engine.fake import FakeEngine
+from serve.engine.fake import FakeEngine, Fault
+from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
-from serve.engine.state import EngineState, read_state, write_state
+from serve.engine.state import EngineState, StateFile
 from serve.engine.supervisor import Supervisor
+from serve.engine.trouble import Troubles
 from serve.errors import ConfigError
+from serve.records import read_json, write_json
 
 FAKE = (sys.executable, "-m", "serve.engine.fake")
 
@@ -41,7 +45,7 @@ class Home:
 
     @property
     def state(self):
-        return read_state(self.state_file)
+        return read_json(self.state_file)
 
     @property
     def rows(self):
@@ -143,6 +147,7 @@ async def orphan(home, add):
     yield state
     with contextlib.suppress(ProcessLookupError):
         os.killpg(state["pid"], signal.SIGKILL)
+        shutil.rmtree(state["scratch"], ignore_errors=True)
 
 
 def alive(pid):
@@ -175,6 +180,158 @@ async def test_an_engine_of_other_settings_is_replaced(home, orphan):
     async with home.running(home.supervisor(spec=spec)):
         await home.until(lambda: home.state["state"] == "ready" and home.state["pid"] != orphan["pid"])
         assert not alive(orphan["pid"])
+
+
+async def interrupted(home, supervisor, seconds):
+    """Run the supervisor and stop it after so long."""
+    async with home.running(supervisor):
+        await asyncio.sleep(seconds)
+
+
+def nothing_is_left(home, state):
+    return (
+        not alive(state["pid"])
+        and not Path(state["scratch"]).exists()
+        and (home.state["state"], home.state["pid"]) == ("down", None)
+    )
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5])
+async def test_an_adoption_that_is_interrupted_orphans_nothing(home, orphan, seconds):
+    os.kill(orphan["pid"], signal.SIGSTOP)
+    await interrupted(home, home.supervisor(), seconds)
+    assert nothing_is_left(home, orphan)
+
+
+SLOW_TO_END = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit()))
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+async def test_the_stop_of_an_old_engine_that_is_interrupted_orphans_nothing(home):
+    spec = EngineSpec(Path("/models/base"), "base", device="cpu", command=(sys.executable, "-c", SLOW_TO_END))
+    old = await EngineProcess.start(spec, home.folder / "old.log")
+    write_json(home.state_file, old.record.to_json())
+    await home.until(lambda: "up" in old.log_text())
+    await interrupted(home, home.supervisor(), 0.3)
+    assert not old.alive()
+    assert nothing_is_left(home, old.record.to_json())
+
+
+async def test_an_old_engine_that_answers_nonsense_is_ended_and_replaced(home):
+    command = (sys.executable, "-c", NONSENSE)
+    supervisor = home.supervisor(*command)
+    old = await EngineProcess.start(supervisor.spec, home.folder / "old.log")
+    write_json(home.state_file, old.record.to_json())
+    async with EngineClient(old.url) as client, asyncio.timeout(20):
+        while not await client.health():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    async with home.running(supervisor):
+        await home.until(lambda: home.state["pid"] not in (None, old.record.pid))
+        assert not old.alive()
+    assert home.state["pid"] is None
+
+
+async def test_our_own_engine_ends_when_another_is_attached(home, orphan):
+    async with FakeEngine() as engine, home.running(home.supervisor(spec=None, engine_url=engine.url)):
+        await home.until(lambda: home.state["state"] == "ready" and home.state["attached"])
+        assert not alive(orphan["pid"])
+        assert (home.state["pid"], home.state["url"]) == (None, engine.url)
+
+
+async def test_a_state_file_that_cannot_be_written_ends_no_engine(home, add, caplog):
+    home.registry.set_alias("support", add().ref)
+    (home.state_file / "in the way").mkdir(parents=True)
+    async with home.running(home.supervisor()) as supervisor:
+        await home.until(lambda: home.rows == {"support@v1": "ready"})
+        pid = supervisor.state.pid
+        await asyncio.sleep(1.2)
+        assert alive(pid)
+        assert caplog.text.count("telling how the engine does") == 1
+        shutil.rmtree(home.state_file)
+        await home.until(lambda: home.state.get("state") == "ready")
+        assert (home.state["pid"], home.state["restarts"]) == (pid, 0)
+
+
+async def test_a_registry_that_cannot_be_written_ends_no_engine(home, add, caplog):
+    home.registry.set_alias("support", add().ref)
+    async with home.running(home.supervisor()) as supervisor:
+        await home.until(lambda: home.rows == {"support@v1": "ready"})
+        before = home.state
+        home.registry.want(add().ref)
+        with unwritable(home.registry):
+            await home.until(lambda: "disk is full" in caplog.text)
+            await asyncio.sleep(1.2)
+            assert caplog.text.count("disk is full") == 1
+            assert supervisor.state.state == "ready"
+        await home.until(lambda: home.rows == {"support@v1": "ready", "support@v2": "ready"})
+        assert (home.state["pid"], home.state["restarts"]) == (before["pid"], 0)
+
+
+async def test_an_engine_that_dies_while_nothing_can_be_written_comes_back(home, add):
+    home.registry.set_alias("support", add().ref)
+    async with home.running(home.supervisor()) as supervisor:
+        await home.until(lambda: home.rows == {"support@v1": "ready"})
+        pid = supervisor.state.pid
+        with unwritable(home.registry):
+            os.kill(pid, signal.SIGKILL)
+            await home.until(lambda: supervisor.state.state == "ready" and supervisor.state.pid != pid)
+            async with EngineClient(supervisor.state.url) as client, asyncio.timeout(20):
+                while len(await client.models()) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+
+class Moody:
+    """A registry whose first ``desired`` fails as no code of ours foresaw."""
+
+    def __init__(self, registry):
+        self._registry, self.failures = registry, 0
+
+    def __getattr__(self, name):
+        return getattr(self._registry, name)
+
+    def desired(self):
+        if not self.failures:
+            self.failures = 1
+            raise RuntimeError("nobody foresaw this")
+        return self._registry.desired()
+
+
+async def test_what_nobody_foresaw_ends_neither_engine_nor_supervisor(home, add, caplog):
+    home.registry.set_alias("support", add().ref)
+    supervisor = home.supervisor()
+    supervisor.registry = Moody(home.registry)
+    async with home.running(supervisor):
+        await home.until(lambda: "nobody foresaw this" in caplog.text)
+        pid = home.state["pid"]
+        await home.until(lambda: home.rows == {"support@v1": "ready"})
+        assert (home.state["pid"], home.state["restarts"]) == (pid, 0)
+
+
+async def test_a_log_that_cannot_be_written_is_told_and_tried_again(home):
+    home.folder.joinpath("logs").write_text("in the way")
+    async with home.running(home.supervisor()):
+        await home.until(lambda: home.state.get("restarts", 0) >= 1)
+        assert "engine.log" in home.state["error"]
+        home.folder.joinpath("logs").unlink()
+        await home.until(lambda: home.state["state"] == "ready")
+        assert home.state["error"] == ""
+
+
+async def test_an_adapter_that_does_not_go_ends_no_engine(home, add, caplog):
+    version = add()
+    home.registry.want(version.ref)
+    async with FakeEngine() as engine, home.running(home.supervisor(spec=None, engine_url=engine.url)):
+        await home.until(lambda: home.rows == {"support@v1": "ready"})
+        engine.faults = [Fault("refuse_unload", times=-1, message="it is busy")]
+        home.registry.unwant(version.ref)
+        await home.until(lambda: "it is busy" in caplog.text)
+        await asyncio.sleep(1)
+        assert home.state["state"] == "ready"
+        assert caplog.text.count("it is busy") == 1
 
 
 async def test_an_engine_that_cannot_start_is_reported_and_tried_again(home):
@@ -217,11 +374,43 @@ async def test_an_attached_engine_that_restarts_gets_its_adapters_back(home, add
     async with FakeEngine() as engine, home.running(home.supervisor(spec=None, engine_url=engine.url)):
         await home.until(lambda: home.rows == {"support@v1": "ready"})
         await engine.stop()
-        await home.until(lambda: home.state["state"] in ("down", "backoff"))
+        await home.until(lambda: home.state["state"] == "down")
         await home.until(lambda: home.rows == {"support@v1": "pending"})
         await engine.start()
         await home.until(lambda: home.rows == {"support@v1": "ready"})
         assert len(engine.adapters) == 1
+        assert (home.state["restarts"], home.state["error"]) == (0, "")
+
+
+async def test_an_attached_engine_that_cannot_be_reached_is_told_with_what_to_check(home):
+    engine = FakeEngine()
+    await engine.start()
+    await engine.stop()
+    async with home.running(home.supervisor(spec=None, engine_url=engine.url)):
+        await home.until(lambda: home.state.get("error"))
+        assert (home.state["state"], home.state["restarts"]) == ("down", 0)
+        assert engine.url in home.state["error"]
+        assert "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" in home.state["hint"]
+        await engine.start()
+        await home.until(lambda: home.state["state"] == "ready")
+        await engine.stop()
+        await home.until(lambda: home.state["state"] == "down")
+
+
+async def test_an_attached_engine_of_another_base_is_refused_until_it_is_ours(home, add):
+    home.registry.set_alias("support", add().ref)
+    async with (
+        FakeEngine(base_name="other", base_root="/models/other") as engine,
+        home.running(home.supervisor(spec=None, engine_url=engine.url)),
+    ):
+        await home.until(lambda: home.state.get("error"))
+        assert home.state["state"] == "down"
+        assert "serves other (from /models/other), not base (from /fake/base)" in home.state["error"]
+        assert "--served-model-name base" in home.state["hint"]
+        assert engine.stats.loads == []
+        engine.base_name = "Somebody/Base"
+        await home.until(lambda: home.rows == {"support@v1": "ready"})
+        assert (home.state["base_name"], home.state["restarts"]) == ("Somebody/Base", 0)
 
 
 def test_it_needs_exactly_one_of_spec_and_url(home):
@@ -231,13 +420,16 @@ def test_it_needs_exactly_one_of_spec_and_url(home):
         home.supervisor(engine_url="http://x")
 
 
-def test_state_survives_a_round_trip_and_garbage_is_none(tmp_path):
-    file = tmp_path / "run" / "engine.json"
-    write_state(file, EngineState().but(state="ready", pid=7))
-    assert read_state(file)["pid"] == 7
-    assert list(file.parent.iterdir()) == [file]
-    file.write_text("{")
-    assert read_state(file) == {}
+def test_a_state_that_could_not_be_told_is_told_later(tmp_path):
+    (tmp_path / "run").write_text("in the way")
+    file = StateFile(tmp_path / "run" / "engine.json", EngineState(), Troubles())
+    file.tell("ready", pid=7)
+    (tmp_path / "run").unlink()
+    file.catch_up()
+    assert (read_json(file.path)["state"], read_json(file.path)["pid"]) == ("ready", 7)
+    file.path.unlink()
+    file.catch_up()
+    assert not file.path.exists(), "what was told is not told again"
 
 
 def test_since_changes_with_the_state_only():

@@ -11,13 +11,14 @@ from typing import Any
 
 import aiohttp
 import openai
-from support.adapters import write_adapter
 
+from evalsuite.load.adapters import write_adapter
 from serve.engine.fake import FakeEngine
-from serve.engine.state import EngineState, write_state
+from serve.engine.state import EngineState
 from serve.gateway.app import Gateway
 from serve.gateway.server import GatewayServer, listen
 from serve.gateway.source import RouteSource
+from serve.records import write_json
 from serve.registry import Registry, Version
 from serve.registry.base import BaseIdentity
 
@@ -89,7 +90,7 @@ class Bench:
     def tell_engine(self, **changes: Any) -> None:
         """Write ``run/engine.json`` as the controller would."""
         state = EngineState(url=self.engine.url, base_name=self.engine.base_name)
-        write_state(self.home / "run" / "engine.json", state.but(**{"state": "ready", **changes}))
+        write_json(self.home / "run" / "engine.json", state.but(**{"state": "ready", **changes}).to_json())
 
     async def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any, Mapping[str, str]]:
         """Send raw JSON or bytes; return status, decoded answer and headers."""

@@ -26,6 +26,7 @@ async def test_wrong_paths_and_methods(bench: Bench) -> None:
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/", 404, "not_found"),
         ("GET", "/v1", 404, "not_found"),
+        ("GET", "/docs", 404, "not_found"),
         ("POST", "/v1/embeddings", 404, "not_found"),
         ("POST", "/v1/load_lora_adapter", 404, "not_found"),
         ("POST", "/adapters", 404, "not_found"),

@@ -47,6 +47,16 @@ async def test_death_before_a_whole_answer_is_unavailable(bench: Bench) -> None:
     assert (caught.value.status_code, caught.value.code) == (503, "engine_unavailable")
 
 
+async def test_an_engine_that_is_down_is_not_asked(bench: Bench) -> None:
+    bench.tell_engine(state="down")
+    await until(lambda: bench.source.table.engine.state == "down")
+    status, answer, headers = await bench.post({"model": "base", "messages": MESSAGES})
+    assert (status, answer["error"]["code"]) == (503, "engine_unavailable")
+    assert "the engine is down" in answer["error"]["message"]
+    assert int(headers["retry-after"]) > 0
+    assert bench.engine.bodies == []
+
+
 async def test_an_engine_that_is_gone_is_unavailable_and_seen_as_down(bench: Bench) -> None:
     assert (await bench.metrics())["tenon_engine_up"] == 1
     await bench.engine.stop()

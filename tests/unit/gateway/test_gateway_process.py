@@ -13,11 +13,12 @@ from typing import Any
 
 import aiohttp
 import orjson
-import psutil
 from gateway_harness import MESSAGES, running_bench, until
+from support.ports import free_port
 
 from serve.engine.fake import FakeEngine
-from serve.engine.state import EngineState, write_state
+from serve.engine.state import EngineState
+from serve.records import ProcessIdentity, write_json
 
 
 async def start(home: Path, *options: str) -> Process:
@@ -46,7 +47,7 @@ async def running(home: Path) -> AsyncIterator[tuple[Process, dict[str, Any]]]:
 async def test_the_record_says_where_it_listens_and_goes_with_it(tmp_path: Path) -> None:
     async with running(tmp_path) as (process, record):
         assert record["pid"] == process.pid
-        assert record["create_time"] == psutil.Process(process.pid).create_time()
+        assert ProcessIdentity.read(record) == ProcessIdentity.of(process.pid)
         assert record["url"] == f"http://{record['host']}:{record['port']}"
         async with aiohttp.ClientSession() as http, http.get(f"{record['url']}/healthz") as reply:
             assert reply.status == 200
@@ -75,9 +76,18 @@ async def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert errors.decode().count("\n") == 1
 
 
+async def test_a_record_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run" / "gateway.json" / "in the way").mkdir(parents=True)
+    process = await start(tmp_path, "--port", str(free_port()))
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 7
+    assert "gateway.json cannot be written" in errors.decode().splitlines()[-1]
+
+
 async def test_running_streams_are_finished_after_sigterm(tmp_path: Path) -> None:
     async with FakeEngine(seconds_per_token=0.05) as engine:
-        write_state(tmp_path / "run" / "engine.json", EngineState("ready", url=engine.url, base_name="base"))
+        state = EngineState("ready", url=engine.url, base_name="base")
+        write_json(tmp_path / "run" / "engine.json", state.to_json())
         async with running(tmp_path) as (process, record), aiohttp.ClientSession(record["url"]) as http:
 
             async def stream() -> str:

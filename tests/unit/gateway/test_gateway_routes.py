@@ -108,3 +108,9 @@ async def test_a_lost_registry_does_not_stop_answers(bench: Bench) -> None:
     await asyncio.sleep(0.3)
     status, answer, _ = await bench.post({"model": "support", "messages": MESSAGES})
     assert (status, answer["model"]) == (200, "support@v1")
+
+
+async def test_the_control_plane_describes_its_routes(bench: Bench) -> None:
+    async with bench.http.get("/openapi.json") as reply:
+        assert reply.status == 200
+        assert {"/healthz", "/readyz", "/metrics", "/api/status"} == set((await reply.json())["paths"])

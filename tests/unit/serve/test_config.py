@@ -41,7 +41,10 @@ def test_every_setting_can_come_from_the_environment() -> None:
     assert VALUES.keys() == Settings.model_fields.keys()
     os.environ.update({f"TENON_{name.upper()}": value for name, value in VALUES.items()})
     settings = Settings.read()
-    assert {name: str(getattr(settings, name)) for name in VALUES} == {**VALUES, "engine_start_timeout": "30.0"}
+    assert {name: str(getattr(settings, name)) for name in VALUES} == {
+        **VALUES,
+        "engine_start_timeout": "30.0",
+    }
     assert settings.model_fields_set == VALUES.keys()
 
 

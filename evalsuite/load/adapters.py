@@ -1,4 +1,4 @@
-"""Writes PEFT adapter folders with given weights, without torch."""
+"""Writes PEFT adapter folders with random weights, without torch: for benchmarks and tests."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,11 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 def write_adapter(
     folder: Path, base: BaseIdentity, *, rank: int = 8, scale: float = 0.5, seed: int = 0, zero: bool = False
 ) -> Path:
-    """A LoRA on all linear layers of ``base`` with random weights; ``zero`` leaves B at zero."""
+    """Write a LoRA on all linear layers of ``base`` with random weights to ``folder``, and return it.
+
+    A has the standard deviation 1/sqrt(in), B ``scale``/sqrt(rank), so that the change of a layer's output is of
+    the order of ``scale``; ``zero`` leaves B at zero.
+    """
     random = np.random.default_rng(seed)
     tensors = {}
     for name, shape in base.shapes.items():
