@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.errors import DataError
+from serve.records import read_json
 from serve.registry import Version
 from train.data.prepare import DataSpec, Prepared, prepare
 
@@ -30,6 +31,12 @@ def recorded(version: Version) -> Questions:
                 f"{version.ref} has no held-out questions on record{gone}",
                 "give a file with questions with --data",
             )
+    about = read_json(paths[0].with_name("data.json"))
+    if about.get("fingerprint") != version.lineage.data_fingerprint:
+        raise DataError(
+            f"the questions in {paths[0].parent} are no longer those that were held out for {version.ref}",
+            "train it again, or give a file with questions with --data",
+        )
     return Questions(paths[0], paths[1], evidence=True)
 
 
@@ -61,5 +68,6 @@ def prepare_in(home: Path, spec: DataSpec) -> Prepared:
     key = hashlib.sha256(spec.model_dump_json().encode())
     for path in (spec.train, spec.validation, spec.test):
         if path is not None and Path(path).is_file():
-            key.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            with Path(path).open("rb") as file:
+                key.update(hashlib.file_digest(file, "sha256").digest())
     return prepare(spec, home / "data" / key.hexdigest()[:12])

@@ -110,6 +110,7 @@ def test_gateway_that_cannot_start_is_told_soon(home: Path, engine: str) -> None
     kill(before.gateway.pid)
     assert before.url is not None
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", int(before.url.rsplit(":", 1)[1])))
         taken.listen()
         done = tenon(home, "up", "--detach")
