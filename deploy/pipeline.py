@@ -62,7 +62,7 @@ def train_and_register(settings: Settings, recipe: Recipe, registry: Registry) -
     for text in describe(prepared):
         note(text)
     with step("plan") as current:
-        plan = make_plan(recipe, prepared, base)
+        plan = make_plan(recipe, prepared, base, max_rank=settings.max_lora_rank)
         current.result = (
             f"{plan.steps:,} steps · {plan.adapter_parameters:,} of {plan.base_parameters:,} parameters"
             f" · about {plan.memory / 2**30:.1f} GiB"

@@ -15,6 +15,7 @@ from typing import Any
 from serve import errors
 from serve.errors import StorageError, TenonError, TrainingFailed
 from serve.registry.base import BaseIdentity
+from serve.registry.hub import HUB_ID
 from train import runs
 from train.data.prepare import Prepared
 from train.events import TrainEvent
@@ -24,7 +25,6 @@ from train.runs import Run
 
 # The worker finishes its step and writes a checkpoint when it is told to end; longer steps are cut off.
 GRACE = 15.0
-LOG_LINES = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,21 @@ def _prepare(run: Run, recipe: Recipe, prepared: Prepared, base: BaseIdentity, p
         "recipe": recipe.model_dump(mode="json"),
         "data": str(prepared.folder.absolute()),
         "data_fingerprint": prepared.fingerprint,
-        "base": {"name": base.name, "path": str(base.path), "digest": base.digest},
+        "base": {
+            "name": base.name,
+            "path": str(base.path),
+            "digest": base.digest,
+            "reference": _reference(recipe, base),
+        },
         "plan": asdict(plan),
     }
     runs.write_text(run.job, json.dumps(job, indent=2) + "\n")
+
+
+def _reference(recipe: Recipe, base: BaseIdentity) -> str:
+    """What the adapter's config calls its base: the hub id that leads to it, else its name, never a path."""
+    is_hub_id = HUB_ID.fullmatch(recipe.base) and not Path(recipe.base).expanduser().is_dir()
+    return recipe.base if is_hub_id else base.name
 
 
 def _environment() -> dict[str, str]:
@@ -116,6 +127,9 @@ def _environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "true",
         # Threads that spin at barriers halve the speed as soon as something else wants a core.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # With several GPUs in sight transformers would train on all of them by DataParallel, which PEFT, our
+        # validation and exact resumption are not made for.
+        "CUDA_VISIBLE_DEVICES": "0",
         **os.environ,
     }
     paths = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -242,7 +256,7 @@ def _died(run: Run, returncode: int, last: TrainEvent) -> TrainingFailed:
         )
     with contextlib.suppress(OSError):
         lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        telling = [line for line in lines if line.strip()][-LOG_LINES:]
+        telling = [line for line in lines if line.strip()]
         return TrainingFailed(
             f"the training process ended after step {last.step} (exit code {returncode}): "
             + (telling[-1] if telling else "it said nothing"),

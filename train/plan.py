@@ -2,18 +2,19 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import psutil
-
 from serve.errors import DataError, RecipeError
+from train.memory import ENGINE_HOLDS, free_memory
 from train.recipe import Recipe
 
 VALIDATIONS = 8
 SMALL_BASE = 100_000_000
 CHECKPOINTED_BASE = 1_000_000_000
+# Of five answers that differ, an exact McNemar test makes p = 0.0625 at best; of six, 0.031.
+FEWEST_TEST_ROWS = 6
 # Layers that hold weights of two dimensions but are no linear layers, or may not get an update.
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "rotary")
 
@@ -57,7 +58,6 @@ class Plan:
     target_modules: tuple[str, ...]
     memory: int
     gradient_checkpointing: bool
-    served_as: str
     warnings: tuple[str, ...]
 
 
@@ -76,8 +76,11 @@ def eval_every(recipe: Recipe, steps: int) -> int:
     return recipe.train.eval_every or max(1, math.ceil(steps / VALIDATIONS))
 
 
-def make_plan(recipe: Recipe, prepared: Rows, base: Base) -> Plan:
-    """Check ``recipe`` against data and base; raises RecipeError or DataError where they cannot go together."""
+def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | None = None) -> Plan:
+    """Check ``recipe`` against data and base; raises RecipeError or DataError where they cannot go together.
+
+    ``max_rank`` is the highest rank that the engine will load, if the adapter is for one.
+    """
     rows, validation = prepared.counts.get("train", 0), prepared.counts.get("validation", 0)
     if rows == 0:
         raise DataError(
@@ -87,6 +90,11 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base) -> Plan:
     linear = _linear(base.shapes)
     targets = _targets(recipe, linear, base.name)
     rank = recipe.lora.rank
+    if max_rank is not None and rank > max_rank:
+        raise RecipeError(
+            f"lora.rank {rank} is above {max_rank}, the highest that the engine loads",
+            f"set lora.rank to {max_rank} or less, or raise TENON_MAX_LORA_RANK and restart the engine",
+        )
     shapes = [shape for name, shape in linear.items() if _layer(name) in targets]
     adapter = sum(rank * (shape[0] + shape[1]) for shape in shapes)
     length = min(recipe.train.max_length, base.max_length)
@@ -110,10 +118,14 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base) -> Plan:
         + 16 * adapter
         + 12 * recipe.train.batch_size * min(length, 256) * base.vocab_size,
         gradient_checkpointing=parameters > CHECKPOINTED_BASE if checkpointing == "auto" else checkpointing,
-        served_as=f"LoRA adapter of rank {rank}, loaded by the engine as it is",
         warnings=(),
     )
-    return _with_warnings(plan, recipe, base, min(min(shape) for shape in shapes))
+    warnings = (
+        *_warnings(plan, recipe, base, min(min(shape) for shape in shapes)),
+        *_verdict_warnings(prepared.counts.get("test", 0)),
+        *_memory_warnings(plan.memory),
+    )
+    return replace(plan, warnings=warnings)
 
 
 def _linear(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -146,25 +158,31 @@ def _targets(recipe: Recipe, linear: Mapping[str, tuple[int, ...]], base: str) -
     return tuple(sorted(set(recipe.lora.target_modules)))
 
 
-def _with_warnings(plan: Plan, recipe: Recipe, base: Base, narrowest: int) -> Plan:
-    warnings = []
+def _warnings(plan: Plan, recipe: Recipe, base: Base, narrowest: int) -> Iterator[str]:
     train = recipe.train
     if train.max_length > base.max_length and "max_length" in train.model_fields_set:
-        warnings.append(
-            f"train.max_length is cut to {base.max_length:,}, the longest that {base.name} can read"
-        )
+        yield f"train.max_length is cut to {base.max_length:,}, the longest that {base.name} can read"
     if plan.validation_rows == 0:
-        warnings.append("no validation rows: no early stopping, and the last checkpoint is taken as the best")
+        yield "no validation rows: no early stopping, and the last checkpoint is taken as the best"
     if recipe.lora.rank > narrowest:
-        warnings.append(
-            f"lora.rank {recipe.lora.rank} is above the width {narrowest} of a layer: it adds nothing"
-        )
+        yield f"lora.rank {recipe.lora.rank} is above the width {narrowest} of a layer: it adds nothing"
     if plan.rows < train.batch_size:
-        warnings.append(f"only {plan.rows:,} training rows, fewer than one batch of {train.batch_size}")
-    free = psutil.virtual_memory().available
-    if plan.memory > free:
-        warnings.append(
-            f"needs about {plan.memory / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free: "
-            "lower train.batch_size or train.max_length"
+        yield f"only {plan.rows:,} training rows, fewer than one batch of {train.batch_size}"
+
+
+def _verdict_warnings(test_rows: int) -> Iterator[str]:
+    if test_rows < FEWEST_TEST_ROWS:
+        rows = "no test rows" if test_rows == 0 else f"too few test rows ({test_rows})"
+        yield (
+            f"{rows}: no verdict on the adapter is possible with fewer than {FEWEST_TEST_ROWS}; "
+            "give data.test or more rows"
         )
-    return replace(plan, warnings=tuple(warnings))
+
+
+def _memory_warnings(needed: int) -> Iterator[str]:
+    free = free_memory()
+    if needed > free.bytes:
+        yield (
+            f"needs about {needed / 2**30:,.1f} GiB of {free.kind}, {free.bytes / 2**30:,.1f} GiB are free: "
+            "lower train.batch_size or train.max_length" + (f"; {ENGINE_HOLDS}" if free.on_gpu else "")
+        )

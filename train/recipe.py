@@ -7,10 +7,18 @@ the nearest one that does.
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from serve.errors import InputError, RecipeError
 from serve.names import check_name
@@ -19,6 +27,9 @@ from train.data.spec import DataSpec
 RECIPES = Path(__file__).with_name("recipes")
 HINT = "train/recipes/default.yaml shows every key with its default"
 
+# PyYAML lets the ValueError of a date such as 2026-13-01 through, and that of bytes that are no UTF-8.
+MALFORMED = (yaml.YAMLError, ValueError, RecursionError)
+
 Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")]
 
 
@@ -26,6 +37,15 @@ class Section(BaseModel):
     """Part of a recipe: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would read true as 1; its strict mode would refuse 1e-3, which is a string in YAML 1.1."""
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
+            raise ValueError("true and false are no values for this key")
+        return value
 
 
 class LoraSpec(Section):
@@ -110,11 +130,15 @@ class Recipe(Section):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without repeated keys, of which PyYAML would silently keep the last."""
+    """YAML whose keys are words, none of them repeated: PyYAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a word, not a list or a mapping", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value} is given twice", key.start_mark
@@ -146,7 +170,7 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
         raise RecipeError(
             f"{path} cannot be read: {error.strerror or error}", "give a readable YAML file"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}", HINT) from error
     if values is None:
         return {}
@@ -167,7 +191,7 @@ def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
         return
     try:
         value = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
+    except MALFORMED as error:
         problems.append(f"{override}: the value is not YAML ({' '.join(str(error).split())})")
         return
     inner = values

@@ -2,10 +2,12 @@
 
 Its standard output carries events and nothing else; what libraries print goes to standard error, the run's log.
 It ends when its standard input does: whoever launched it is gone then. SIGTERM and SIGINT let it finish its
-step and write a checkpoint; before the first step and at the second signal it ends at once.
+step and write a checkpoint; during a validation it ends without one, and before the first step and at the second
+signal it ends at once.
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -19,6 +21,7 @@ from typing import TextIO
 from serve.errors import TenonError, TrainingFailed
 from train.events import TrainEvent
 from train.interruption import INTERRUPTED, Interrupted, Interruption
+from train.memory import ENGINE_HOLDS
 from train.runs import Run, storage_error
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -65,10 +68,10 @@ def name_error(error: BaseException, run: Run) -> TenonError:
     if any(words in text for words in CANNOT_WRITE):
         return storage_error(run.checkpoints, error if isinstance(error, Exception) else Exception(text))
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        return TrainingFailed(
-            "the machine ran out of memory while training",
-            "halve train.batch_size and double train.gradient_accumulation, or lower train.max_length",
-        )
+        lower = "halve train.batch_size and double train.gradient_accumulation, or lower train.max_length"
+        if "CUDA" in text or "HIP" in text:
+            return TrainingFailed("the GPU ran out of memory while training", f"{lower}; {ENGINE_HOLDS}")
+        return TrainingFailed("the machine ran out of memory while training", lower)
     return TrainingFailed(f"{type(error).__name__}: {' '.join(text.split())[:500]}", f"its log: {run.log}")
 
 
@@ -91,10 +94,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001  the edge of the process: whatever it is, the launcher must hear of it
-        traceback.print_exc()
         named = name_error(error, run)
-
         events.emit(TrainEvent(event="error", message=named.message, hint=named.hint, code=named.code))
+        # After the event: on a full disk the log cannot be written.
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         return 1
     return 0
 

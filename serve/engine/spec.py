@@ -1,7 +1,9 @@
 """How the engine is started: its command line and environment, for a CPU or a GPU."""
 
 import hashlib
+import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -20,6 +22,11 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 PLUGIN = "tenon_cpu_lora"
 """Our entry point in ``vllm.general_plugins``."""
+
+TEMPLATE_DEFAULTS = "--default-chat-template-kwargs"
+GPU_SHARE = "--gpu-memory-utilization"
+DEFAULT_GPU_SHARE = 0.7
+"""Share of the GPU's memory that the engine takes; the rest is for a training beside it."""
 
 Device = Literal["cpu", "cuda"]
 
@@ -106,7 +113,17 @@ class EngineSpec:
             argv += ["--dtype", "bfloat16", "--enforce-eager"]
             if cores() <= FEW_CORES:
                 argv += ["--distributed-executor-backend", ONE_PROCESS]
+        elif not self._user_sets(GPU_SHARE):
+            argv += [GPU_SHARE, str(DEFAULT_GPU_SHARE)]
+        if can_think(self.model) and not self._user_sets(TEMPLATE_DEFAULTS):
+            # Adapters are trained on prompts with thinking off; a request may still turn it on.
+            argv += [TEMPLATE_DEFAULTS, json.dumps({"enable_thinking": False})]
         return argv + list(self.extra_args)
+
+    def _user_sets(self, option: str) -> bool:
+        """Whether ``extra_args`` has ``option``, which vLLM takes with underscores and as ``option.key`` too."""
+        given = (re.split("[=.]", arg, maxsplit=1)[0].replace("_", "-") for arg in self.extra_args)
+        return option in given
 
     def environment(self, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
         """The child's environment: ``inherited`` (by default ours) with what the engine needs on top."""
@@ -137,6 +154,20 @@ class EngineSpec:
     def fingerprint(self) -> str:
         """Twelve hex digits, equal for specs that serve alike; only such an engine is adopted."""
         return hashlib.sha256(shlex.join(self.argv(port=0)).encode()).hexdigest()[:12]
+
+
+def can_think(model: Path) -> bool:
+    """Whether the chat template of a model folder has the switch ``enable_thinking``."""
+    try:
+        if (model / "chat_template.jinja").is_file():
+            template = (model / "chat_template.jinja").read_text(encoding="utf-8")
+        else:
+            config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+            # One template, or a list of named ones.
+            template = json.dumps(config.get("chat_template")) if isinstance(config, dict) else ""
+    except (OSError, ValueError):
+        return False  # vLLM says what is wrong with it
+    return "enable_thinking" in template
 
 
 def weights_bytes(model: Path) -> int:

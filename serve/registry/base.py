@@ -22,6 +22,8 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_ENTRIES = 1_000_000
 MAX_JSON_BYTES = 64 * 1024 * 1024
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# They decide how a conversation becomes tokens and where an answer ends.
+FORMATS = ("chat_template.jinja", "tokenizer_config.json", "generation_config.json")
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -66,16 +68,19 @@ def resolve_model(model: str) -> Path:
 def identify_base(model: str) -> BaseIdentity:
     """Find a base model and compute its identity; raises BaseModelError.
 
-    The digest covers config.json, the tokenizer and, for each weight file, its name, size, header and 64 KiB at
-    16 evenly spaced places of its data. Reading all weights of a large base would take minutes at every start;
-    two fine-tunes of one model differ throughout, so a sample tells them apart. It is no defence against someone
-    who crafts a base to collide: whoever chooses the base's folder is trusted.
+    The digest covers config.json, the tokenizer, where present chat_template.jinja, tokenizer_config.json and
+    generation_config.json (an adapter that learnt another prompt format is of another base) and, for each weight
+    file, its name, size, header and 64 KiB at 16 evenly spaced places of its data. Reading all weights of a large
+    base would take minutes at every start; two fine-tunes of one model differ throughout, so a sample tells them
+    apart. It is no defence against someone who crafts a base to collide: whoever chooses the base's folder is
+    trusted.
     """
     folder = resolve_model(model)
     config = _config(folder)
     architecture = _architecture(folder, config)
     digest = hashlib.sha256()
-    for name in ("config.json", _tokenizer(folder)):
+    formats = [name for name in FORMATS if (folder / name).is_file()]
+    for name in ("config.json", _tokenizer(folder), *formats):
         _feed(digest, name, _read(folder / name))
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in _shards(folder):

@@ -95,18 +95,18 @@ def publish(folder: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def export(run: Run, checkpoint: Path, base_name: str) -> None:
+def export(run: Run, checkpoint: Path, base: str) -> None:
     """Make the run's adapter folder from a checkpoint: config and weights, nothing else.
 
-    The config names the base by its name, not by where it lay on this machine, and lists its modules in order,
-    so that the same training gives the same files.
+    The config names the base as ``base`` (its hub id or name), not by where it lay on this machine, and lists its
+    modules in order, so that the same training gives the same files.
     """
     scratch = run.folder / ".adapter"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
         config = json.loads((checkpoint / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = base_name
+        config["base_model_name_or_path"] = base
         config["inference_mode"] = True
         if isinstance(config.get("target_modules"), list):
             config["target_modules"] = sorted(config["target_modules"])

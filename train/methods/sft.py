@@ -43,7 +43,7 @@ def train(run: Run, job: Mapping[str, Any], emit: Emit, interruption: Interrupti
         _train(run, job, recipe, progress, resumed_from, emit, interruption)
     interruption.training = False
     best = progress.best_step or progress.step
-    export(run, run.checkpoints / f"step-{best}", job["base"]["name"])
+    export(run, run.checkpoints / f"step-{best}", job["base"]["reference"])
     done = TrainEvent(
         event="done",
         step=progress.step,

@@ -105,7 +105,11 @@ def _some(rows: Sequence[tuple[int, str]]) -> str:
 def _ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Any, **options: Any
 ) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+    # Templates of models that think put an empty thought before an answer. With thinking off it ends the prompt,
+    # where the engine is told to put it too (serve.engine.spec); templates that know no such switch ignore it.
+    text = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, enable_thinking=False, **options
+    )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

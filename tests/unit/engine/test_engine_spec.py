@@ -1,3 +1,4 @@
+import json
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -54,6 +55,67 @@ def test_cpu_settings_stay_off_the_gpu():
     assert "--enforce-eager" not in cuda.argv()
     assert not {"VLLM_TARGET_DEVICE", "VLLM_CPU_KVCACHE_SPACE"} & set(cuda.environment({}))
     assert spec().environment({})["VLLM_TARGET_DEVICE"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("extra", "given"),
+    [
+        ((), ["--gpu-memory-utilization", "0.7"]),
+        (("--gpu-memory-utilization", "0.5"), ["--gpu-memory-utilization", "0.5"]),
+        (("--gpu_memory_utilization=0.5",), ["--gpu_memory_utilization=0.5"]),
+    ],
+)
+def test_a_gpu_is_left_room_for_training_unless_the_user_says_how_much(extra, given):
+    argv = spec(device="cuda", extra_args=extra).argv()
+    assert argv[-len(given) :] == given
+    assert sum("utilization" in arg for arg in argv) == 1
+    assert "--gpu-memory-utilization" not in spec().argv()
+
+
+THINKING = "{% if enable_thinking is false %}<think></think>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "thinks"),
+    [
+        ("chat_template.jinja", THINKING, True),
+        ("chat_template.jinja", "{{ messages }}", False),
+        ("tokenizer_config.json", json.dumps({"chat_template": THINKING}), True),
+        (
+            "tokenizer_config.json",
+            json.dumps({"chat_template": [{"name": "default", "template": THINKING}]}),
+            True,
+        ),
+        ("tokenizer_config.json", json.dumps({"enable_thinking": True}), False),
+        ("tokenizer_config.json", "no JSON", False),
+        ("config.json", "{}", False),
+    ],
+)
+def test_thinking_is_off_where_the_template_has_the_switch(tmp_path, file, content, thinks):
+    (tmp_path / file).write_text(content)
+    argv = spec(model=tmp_path).argv()
+    assert ("--default-chat-template-kwargs" in argv) == thinks
+    if thinks:
+        assert json.loads(value(argv, "--default-chat-template-kwargs")) == {"enable_thinking": False}
+
+
+def test_the_template_beside_the_tokenizer_wins_over_the_one_in_its_config(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": THINKING}))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert "--default-chat-template-kwargs" not in spec(model=tmp_path).argv()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--default-chat-template-kwargs", "{}"),
+        ("--default-chat-template-kwargs.enable_thinking", "true"),
+    ],
+)
+def test_the_users_own_template_settings_win(tmp_path, extra):
+    (tmp_path / "chat_template.jinja").write_text(THINKING)
+    argv = spec(model=tmp_path, extra_args=extra).argv()
+    assert sum(arg.startswith("--default-chat-template-kwargs") for arg in argv) == 1
 
 
 def test_the_environment_keeps_what_the_user_set():

@@ -37,6 +37,16 @@ def test_the_digest_follows_the_content_and_not_the_place(tmp_path: Path) -> Non
     assert identify_base(str(tmp_path / "b")).digest != first.digest
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "generation_config.json"])
+def test_another_prompt_format_is_another_base(tmp_path: Path, name: str) -> None:
+    folder = write_base(tmp_path / "a")
+    digests = {identify_base(str(folder)).digest}
+    for content in ("{}", '{"a": 1}'):
+        (folder / name).write_text(content)
+        digests.add(identify_base(str(folder)).digest)
+    assert len(digests) == 3
+
+
 def test_a_change_at_the_very_end_of_the_weights_is_seen(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "a", width=512)
     before = identify_base(str(folder)).digest

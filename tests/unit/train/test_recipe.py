@@ -73,6 +73,11 @@ def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
         ("name: null\n", "name: "),
         ("train:\n  learning_rate: -1\n", "train.learning_rate: "),
         ("train:\n  learning_rate: .nan\n", "train.learning_rate: "),
+        ("? [a]\n: 1\n", "a key must be a word"),
+        ("train: {{a: 1}: 2}\n", "a key must be a word"),
+        ("train: !!map [a]\n", "is not YAML"),
+        ("train:\n  1: 2\n", "train.1 is no key"),
+        ("name: 2026-13-01\n", "is not YAML"),
     ],
 )
 def test_bad_files_say_why(tmp_path: Path, text: str, problem: str) -> None:
@@ -81,6 +86,25 @@ def test_bad_files_say_why(tmp_path: Path, text: str, problem: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.load(file)
     assert problem in caught.value.message
+
+
+def test_an_override_with_a_key_that_is_no_word_is_refused() -> None:
+    with pytest.raises(RecipeError, match="a key must be a word"):
+        Recipe.load(None, ["train.epochs={[a]: 1}"])
+
+
+@pytest.mark.parametrize(
+    "key", ["train.epochs", "train.learning_rate", "train.max_steps", "lora.rank", "name"]
+)
+def test_true_is_no_number(key: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{key}: true and false are no values for this key"):
+        Recipe.load(None, [f"{key}=true"])
+
+
+def test_switches_take_true_and_false() -> None:
+    recipe = Recipe.load(None, ["lora.rslora=true", "train.gradient_checkpointing=false"])
+    assert recipe.lora.rslora is True
+    assert recipe.train.gradient_checkpointing is False
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,22 @@ def test_only_the_completion_is_supervised_and_it_ends(tmp_path: Path) -> None:
         start = tokenizer.convert_ids_to_tokens(ids[: -len(supervised)])
         assert start[-3:] == ["<|im_start|>", "assistant", "\n"]
         assert labels[-len(supervised) :] == ids[-len(supervised) :]
+
+
+def test_an_empty_thought_belongs_to_the_prompt_as_the_engine_renders_it(tmp_path: Path) -> None:
+    template = files("trl").joinpath("chat_templates", "qwen3.jinja").read_text(encoding="utf-8")
+    rows, tokenizer = tokenized(tmp_path, [make_row(number) for number in range(5)], template=template)
+    for number, (ids, labels) in enumerate(zip(rows.ids, rows.labels, strict=True)):
+        row = make_row(number)
+        supervised = [label for label in labels if label != IGNORED]
+        answer = row["completion"][0]["content"]
+        assert tokenizer.convert_ids_to_tokens(supervised) == [answer, "<|im_end|>", "\n"]
+        prompt = tokenizer.apply_chat_template(
+            row["prompt"], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        whole = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)
+        assert tokenizer(prompt)["input_ids"] + supervised == ids == tokenizer(whole)["input_ids"]
 
 
 @pytest.mark.parametrize("answer", ["", "  "])

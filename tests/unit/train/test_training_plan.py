@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from serve.errors import DataError, RecipeError, StorageError, TrainingFailed
 from serve.registry.base import BaseIdentity
 from train.events import TrainEvent
+from train.launch import _environment, _reference
+from train.memory import FreeMemory, free_memory
 from train.plan import make_plan
 from train.recipe import Recipe
 from train.runs import Run
@@ -25,8 +28,8 @@ SHAPES = {
 BASE = BaseIdentity("small", Path("/nowhere"), "d" * 64, "Qwen3ForCausalLM", SHAPES, 512, 100)
 
 
-def rows(train: int, validation: int = 10) -> SimpleNamespace:
-    return SimpleNamespace(counts={"train": train, "validation": validation, "test": 0})
+def rows(train: int, validation: int = 10, test: int = 6) -> SimpleNamespace:
+    return SimpleNamespace(counts={"train": train, "validation": validation, "test": test})
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,88 @@ def test_warnings() -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(("count", "said"), [(0, "no test rows"), (5, "too few test rows (5)"), (6, None)])
+def test_too_few_test_rows_for_a_verdict_are_told(count: int, said: str | None) -> None:
+    plan = make_plan(Recipe.load(), rows(100, test=count), BASE)
+    told = [text for text in plan.warnings if "no verdict" in text]
+    assert len(told) == (said is not None)
+    assert all(said in text and "data.test" in text for text in told)
+
+
+def test_a_rank_that_the_engine_will_not_load_is_refused_before_training() -> None:
+    recipe = Recipe.load(None, ["lora.rank=32"])
+    assert make_plan(recipe, rows(100), BASE, max_rank=32).adapter_parameters > 0
+    with pytest.raises(RecipeError, match=r"lora\.rank 32 is above 16") as caught:
+        make_plan(recipe, rows(100), BASE, max_rank=16)
+    assert "TENON_MAX_LORA_RANK" in caught.value.hint
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of that name which writes its arguments down and answers what ``answer`` holds."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexec cat {tmp_path}/answer\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def test_on_a_gpu_its_own_free_memory_counts(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (nvidia_smi / "answer").write_text("1234\n")
+    assert free_memory("cuda") == FreeMemory(1234 * 2**20, on_gpu=True)
+    assert "--id=0" in (nvidia_smi / "asked").read_text()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7,GPU-8")
+    assert free_memory("cuda").on_gpu
+    assert "--id=GPU-7 " in (nvidia_smi / "asked").read_text()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not free_memory("cuda").on_gpu
+    assert not free_memory("cpu").on_gpu
+
+
+@pytest.mark.parametrize("answer", [None, "", "[N/A]\n", "No devices were found\n"])
+def test_where_no_gpu_answers_the_machines_memory_counts(nvidia_smi: Path, answer: str | None) -> None:
+    if answer is not None:
+        (nvidia_smi / "answer").write_text(answer)
+    free = free_memory("cuda")
+    assert not free.on_gpu
+    assert free.bytes > 2**20
+
+
+def test_a_training_sees_one_gpu_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _environment()["CUDA_VISIBLE_DEVICES"] == "0"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert _environment()["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_an_adapter_names_its_base_by_hub_id_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for reference in ("tenon-tiny", str(tmp_path), "./small", "~/small"):
+        assert _reference(Recipe.load(None, [f"base={reference}"]), BASE) == "small"
+    recipe = Recipe.load(None, ["base=Qwen/Qwen3-0.6B"])
+    assert _reference(recipe, BASE) == "Qwen/Qwen3-0.6B"
+    (tmp_path / "Qwen" / "Qwen3-0.6B").mkdir(parents=True)
+    assert _reference(recipe, BASE) == "small"
+
+
+def test_a_worker_tells_its_error_even_where_its_log_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("no JSON")
+    with Path("/dev/full").open("w") as full:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "train.worker", "--run", str(tmp_path)],
+            stdin=subprocess.PIPE,  # its end would end the worker
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+        )
+        told = worker.stdout.read()
+        worker.stdin.close()
+        worker.wait(30)
+        worker.stdout.close()
+    assert TrainEvent.from_json(told.splitlines()[-1]).event == "error"
+
+
 def test_planning_and_launching_import_nothing_heavy() -> None:
     code = (
         "import sys, json, train.recipe, train.plan, train.runs, train.launch, train.worker, train.events\n"
@@ -118,6 +203,7 @@ def test_events_survive_the_pipe_and_skip_what_is_none() -> None:
             TrainingFailed,
             "out of memory",
         ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), TrainingFailed, "the GPU ran out"),
         (MemoryError(), TrainingFailed, "out of memory"),
         (KeyError("x"), TrainingFailed, "KeyError"),
         (DataError("row 3"), DataError, "row 3"),
@@ -130,3 +216,4 @@ def test_errors_of_libraries_get_a_cause_and_a_way_out(
     assert type(named) is kind
     assert words in named.message
     assert named.hint or isinstance(error, DataError)
+    assert ("TENON_ENGINE_ARGS" in named.hint) == ("GPU" in words)
