@@ -5,6 +5,7 @@ machine happens to all of them alike.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -110,14 +111,17 @@ class _Asker:
         self._last_success = time.monotonic()
 
     async def ask(self, model: str, question: Question) -> Answer:
-        body = orjson.dumps(
-            {
-                "model": model,
-                "messages": [message.model_dump() for message in question.messages],
-                "temperature": 0,
-                "max_tokens": self._asking.max_tokens,
-            }
-        )
+        request: dict[str, Any] = {
+            "model": model,
+            "messages": [message.to_openai() for message in question.messages],
+            "temperature": 0,
+            "max_tokens": self._asking.max_tokens,
+        }
+        if question.tools:
+            # The model sees the tools as in training; the engine must not parse calls out of the text.
+            request |= {"tools": question.tools, "tool_choice": "none"}
+        # Not orjson, which refuses integers over 64 bits; a tool's schema may have some.
+        body = json.dumps(request, ensure_ascii=False).encode()
         began = time.monotonic()
         tries = 0
         while True:

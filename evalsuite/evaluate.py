@@ -19,7 +19,8 @@ from evalsuite.tasks import Question, Task, read_questions, read_task
 from serve.errors import ConfigError, Unavailable
 
 Role = Literal["base", "candidate", "live"]
-LONGEST_MAX_TOKENS = 1024
+LONGEST_MAX_TOKENS = 8192
+SLOWEST_TOKENS_PER_SECOND = 10
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ async def evaluate(
         tally.add(arm, answer, marker.mark(asked[question].expected, answer.text))
         on_progress(tally.progress())
 
-    asking = Asking(concurrency, room, patience=patience, api_key=api_key)
+    timeout = max(Asking.timeout, room / SLOWEST_TOKENS_PER_SECOND)
+    asking = Asking(concurrency, room, timeout, patience, api_key)
     answers = await ask_all(url, [arm.model for arm in arms], asked, asking, on_answer)
     conditions = Conditions(started_at, time.monotonic() - began, room, concurrency, seed)
     return assemble(task, arms, asked, answers, conditions)
@@ -215,8 +217,15 @@ def assemble(
 
 
 def answer_room(task: Task) -> int:
-    """Tokens that the task's longest answer may need: one per character is the worst that tokenizers do."""
-    return min(task.longest_answer_chars + 16, LONGEST_MAX_TOKENS) if task.longest_answer_chars else 256
+    """Tokens that the task's longest answer may need: one per byte of UTF-8 is the worst that tokenizers do.
+
+    A task without the number of bytes gets the most that its characters can have, four each. The engine
+    takes less where the model's context ends.
+    """
+    size = task.longest_answer_bytes
+    if size is None:
+        size = 4 * task.longest_answer_chars
+    return min(size + 16, LONGEST_MAX_TOKENS) if size else 256
 
 
 class _Tally:

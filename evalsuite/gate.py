@@ -20,19 +20,16 @@ class GateDecision:
     verdict: Verdict
 
 
-def gate(
-    evaluation: Evaluation, *, force: bool = False, margin: float = 0.0, most_missing: float = MOST_MISSING
-) -> GateDecision:
+def gate(evaluation: Evaluation, *, force: bool = False) -> GateDecision:
     """Decide from ``evaluation`` whether the candidate may take the alias.
 
-    It must be *better* than the base with the interval's lower end above ``margin`` (in the primary metric's
-    units, 0.02 is two points), must not be *worse* than the live version where one took part, and no arm may
-    lack more than ``most_missing`` of its answers: missing evidence never promotes. ``force`` allows what was
+    It must be *better* than the base, must not be *worse* than the live version where one took part, and no
+    arm may lack more than 1 % of its answers: missing evidence never promotes. ``force`` allows what was
     refused and says so.
     """
     objections = [
-        *_missing(evaluation, most_missing),
-        *_against_base(evaluation, margin),
+        *_missing(evaluation),
+        *_against_base(evaluation),
         *_against_live(evaluation),
     ]
     if not objections:
@@ -43,17 +40,17 @@ def gate(
     return GateDecision(False, False, reason, evaluation.verdict)
 
 
-def _missing(evaluation: Evaluation, most_missing: float) -> list[str]:
+def _missing(evaluation: Evaluation) -> list[str]:
     asked = len(evaluation.questions)
     return [
         f"{arm.label} did not answer {evaluation.missing(arm)} of {asked} questions, "
-        f"more than {percent(most_missing)}: missing evidence never promotes"
+        f"more than {percent(MOST_MISSING)}: missing evidence never promotes"
         for arm in evaluation.arms
-        if evaluation.missing(arm) > most_missing * asked
+        if evaluation.missing(arm) > MOST_MISSING * asked
     ]
 
 
-def _against_base(evaluation: Evaluation, margin: float) -> list[str]:
+def _against_base(evaluation: Evaluation) -> list[str]:
     comparison = evaluation.against("base")
     primary = comparison.primary
     if primary.verdict == "worse":
@@ -65,9 +62,6 @@ def _against_base(evaluation: Evaluation, margin: float) -> list[str]:
             f"{comparison.questions:,} questions reliably show a difference of "
             f"{comparison.minimum_detectable_effect * 100:.1f} points or more)"
         ]
-    if primary.low <= margin and margin > 0:
-        shown = f"{comparison.candidate} was not shown to beat the base by {margin * 100:.1f} points"
-        return [f"{shown} ({_difference(evaluation, 'base')})"]
     return []
 
 

@@ -5,6 +5,7 @@ decides the verdict, the others explain it.
 """
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,9 +18,9 @@ import numpy as np
 from evalsuite.stats import Floats, Statistic
 from evalsuite.tasks import Task, parse_object
 
-SEPARATORS = re.compile(r"[\s_\-]+")
+SEPARATORS = re.compile(r"(?<=.)[\s_\-]+(?=.)", re.DOTALL)
 WORDS = re.compile(r"\w+")
-QUOTES = "\"'`*.,:;!?()[]{}<> \t\n"
+EDGES = "\"'`*.,:;!?()[]{}<>_-"
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ class Marker:
         self.task = task
         labels = task.labels or tuple(dict.fromkeys(expected))
         self._labels = frozenset(labels)
-        self._forms = _label_forms(labels)
+        self._edges = _edges(labels)
+        self._forms = _label_forms(labels, self._edges)
         self.metrics = _metrics(task, [self._expected_label(text) for text in expected])
 
     def mark(self, expected: str, answer: str) -> Mark:
         """Mark ``answer`` against the ``expected`` one."""
         if self.task.kind == "label":
             exact = answer.strip()
-            label = exact if exact in self._labels else self._forms.get(normalise(answer))
+            label = exact if exact in self._labels else self._forms.get(normalise(answer, self._edges))
             right = label == expected
             return Mark(right, float(right), label, expected)
         if self.task.kind == "json":
@@ -106,10 +108,10 @@ class Marker:
         )
 
 
-def normalise(answer: str) -> str:
-    """A label as it counts: case, quotes, final stops, and space or ``_`` or ``-`` make no difference."""
-    folded = unicodedata.normalize("NFKC", answer).casefold().strip(QUOTES)
-    return SEPARATORS.sub(" ", folded).strip()
+def normalise(answer: str, edges: str = EDGES) -> str:
+    """A label as it counts: case, any of ``edges`` around it, and space or ``_`` or ``-`` make no difference."""
+    folded = unicodedata.normalize("NFKC", answer).casefold().strip(edges + string.whitespace)
+    return SEPARATORS.sub(" ", folded)
 
 
 def normalise_text(answer: str) -> str:
@@ -139,10 +141,17 @@ def _as_label(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _label_forms(labels: tuple[str, ...]) -> dict[str, str]:
+def _edges(labels: Sequence[str]) -> str:
+    """What may be around a label without being part of it: no character that a label begins or ends with."""
+    trimmed = (unicodedata.normalize("NFKC", label).strip() for label in labels)
+    meant = {char for label in trimmed if label for char in (label[0], label[-1])}
+    return "".join(char for char in EDGES if char not in meant)
+
+
+def _label_forms(labels: Sequence[str], edges: str) -> dict[str, str]:
     """Normalised form to label; labels that only their spelling tells apart have none: they must be exact."""
-    forms = Counter(normalise(label) for label in labels)
-    return {form: label for label in labels if (form := normalise(label)) and forms[form] == 1}
+    forms = Counter(normalise(label, edges) for label in labels)
+    return {form: label for label in labels if (form := normalise(label, edges)) and forms[form] == 1}
 
 
 def _metrics(task: Task, expected_labels: Sequence[str | None]) -> tuple[Metric, ...]:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.errors import DataError
@@ -16,12 +17,22 @@ Kind = Literal["label", "json", "text"]
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation; an assistant that called tools may have said nothing."""
 
     model_config = ConfigDict(frozen=True)
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] | None = None
+
+    def to_openai(self) -> dict[str, Any]:
+        """As a message of a chat request, where the arguments of a call are JSON text."""
+        message = self.model_dump(exclude_none=True)
+        if self.tool_calls is not None:
+            message["tool_calls"] = [_call_to_openai(call) for call in self.tool_calls]
+        return message
 
 
 class Task(BaseModel):
@@ -34,14 +45,17 @@ class Task(BaseModel):
     fields: tuple[str, ...] | None = None
     label_field: str | None = None
     longest_answer_chars: Annotated[int, Field(ge=0)] = 0
+    longest_answer_bytes: Annotated[int, Field(ge=0)] | None = None
+    """In UTF-8; None in files of before it was kept."""
 
 
 class Question(NamedTuple):
-    """A held-out question: the messages to send and the answer that is right."""
+    """A held-out question: the messages to send, the answer that is right, and the tools that are offered."""
 
     id: str
     messages: tuple[Message, ...]
     expected: str
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def text(self) -> str:
@@ -55,6 +69,7 @@ class _Row(BaseModel):
     id: Annotated[str, Field(min_length=1)]
     prompt: Annotated[tuple[Message, ...], Field(min_length=1)]
     completion: Annotated[tuple[Message, ...], Field(min_length=1, max_length=1)]
+    tools: tuple[dict[str, Any], ...] | None = None
 
 
 def read_task(path: Path) -> Task:
@@ -91,21 +106,29 @@ def read_questions(path: Path, task: Task, limit: int | None = None) -> list[Que
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that ``text`` is, or None. A Markdown code fence around it is forgiven; nothing else
-    is.
+    """The JSON object that ``text`` is, or None.
+
+    A Markdown code fence around it is forgiven; nothing else is. NaN, infinite numbers and lone surrogates are
+    no JSON; the data step has the same rule.
     """
     text = text.strip()
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         text = text[text.index("\n") : -3]
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        # orjson is strict, json keeps integers of any size.
+        orjson.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _call_to_openai(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or isinstance(function.get("arguments"), str):
+        return call
+    arguments = json.dumps(function.get("arguments", {}), ensure_ascii=False)
+    return call | {"function": function | {"arguments": arguments}}
 
 
 def _read(path: Path) -> str:
@@ -127,7 +150,10 @@ def _question(path: Path, number: int, line: str) -> Question:
             f"{path}, line {number}: {_first_problem(error)}",
             'a row is {"id": …, "prompt": [{"role", "content"}, …], "completion": [{"role", "content"}]}',
         ) from error
-    return Question(row.id, row.prompt, row.completion[0].content)
+    answer = row.completion[0]
+    if answer.tool_calls:
+        raise DataError(f"{path}, line {number}: the expected answer is a tool call, which is not scored yet")
+    return Question(row.id, row.prompt, answer.content, row.tools or ())
 
 
 def _check_expected(path: Path, number: int, expected: str, task: Task) -> None:

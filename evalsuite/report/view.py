@@ -1,12 +1,12 @@
 """What the page shows, taken from an evaluation: labels, examples, speed."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
 from evalsuite.client import Answer
 from evalsuite.evaluate import Arm, Evaluation
@@ -204,5 +204,5 @@ def _reply(label: str, answer: Answer, mark: Mark, wanted: Mapping[str, Any] | N
 
 
 def _json_text(value: Any) -> str:
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return clip(text)

@@ -21,7 +21,7 @@ import yaml
 Row = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
-SIZES = {"train": 4800, "validation": 300, "test": 600}
+SIZES = {"train": 6000, "validation": 300, "test": 600}
 # The order of the details in an answer. "product" and the like are also the names of the slots in the phrasings.
 FIELDS = ("order", "product", "date", "amount", "city", "email")
 
@@ -30,7 +30,8 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _UNSEEN_SHARE = 0.4
 _TYPO_SHARE = 0.08
 _LOWERCASE_SHARE = 0.1
-_GREETING_SHARE = 0.25
+_GREETING_SHARE = 0.2
+_ASIDE_SHARE = 0.4
 _MONTHS = (
     "January",
     "February",
@@ -66,7 +67,7 @@ def phrasings(split: str) -> tuple[tuple[str, str], ...]:
 
 
 def generate(seed: int = 0) -> dict[str, list[Row]]:
-    """The whole dataset: 4,800 rows to train on, 300 to validate with, 600 to test with.
+    """The whole dataset: 6,000 rows to train on, 300 to validate with, 600 to test with.
 
     Each row is ``{"id", "prompt": [system, user], "completion": [assistant]}``; the assistant's content is compact
     JSON with the intent first and then those of FIELDS that occur, each value as the customer wrote it. The same
@@ -99,20 +100,25 @@ def _split_rows(split: str, chance: random.Random, seen: set[str]) -> list[Row]:
 
 
 def _take_turns(split: str, chance: random.Random) -> Iterator[tuple[str, str]]:
-    """Endless (intent, phrasing): intents in turn, and within an intent each phrasing once before any comes again."""
+    """Endless (intent, phrasing): intents in turn, and within an intent every phrasing before any comes again.
+
+    A phrasing with choices comes more often than one without, as it says more different things.
+    """
     source = _source()["intents"]
     waiting: dict[str, list[str]] = {intent: [] for intent in source}
     while True:
         for intent, queue in waiting.items():
             if not queue:
-                queue.extend(source[intent][split])
+                queue.extend(text for text in source[intent][split] for _ in range(1 + text.count("[")))
                 chance.shuffle(queue)
             yield intent, queue.pop()
 
 
 def _write(phrasing: str, split: str, chance: random.Random) -> tuple[str, dict[str, str]]:
     """One message made from a phrasing, and the details that it mentions, in the order of FIELDS."""
-    text = _CHOICE.sub(lambda match: chance.choice(match[1].split("|")), phrasing)
+    text = _choose(phrasing, chance)
+    if chance.random() < _ASIDE_SHARE:
+        text = _add_aside(text, split, chance)
     if chance.random() < _TYPO_SHARE:
         text = _misspell(text, chance)
     if chance.random() < _LOWERCASE_SHARE:
@@ -126,6 +132,18 @@ def _write(phrasing: str, split: str, chance: random.Random) -> tuple[str, dict[
     if chance.random() < _GREETING_SHARE:
         message += chance.choice(manners["closers"][pool])
     return message, {field: values[field] for field in FIELDS if field in values}
+
+
+def _choose(phrasing: str, chance: random.Random) -> str:
+    return _CHOICE.sub(lambda match: chance.choice(match[1].split("|")), phrasing)
+
+
+def _add_aside(text: str, split: str, chance: random.Random) -> str:
+    """Put a sentence before or after, if it brings in nothing that the text mentions already."""
+    aside = _choose(chance.choice(_source()["asides"][split]), chance)
+    if set(_SLOT.findall(aside)) & set(_SLOT.findall(text)):
+        return text
+    return f"{aside} {text}" if chance.random() < 0.3 else f"{text} {aside}"
 
 
 def _misspell(text: str, chance: random.Random) -> str:

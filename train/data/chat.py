@@ -9,6 +9,8 @@ from train.data.examples import EMPTY_ANSWER, EMPTY_TEXT, Cleaner, Message, Unus
 NO_MESSAGES = "without a list of messages"
 NO_ASSISTANT = "without an assistant message to learn from"
 NO_PROMPT = "without a message before the answer"
+TOOL_CALL = "whose answer is a tool call, which is not scored yet"
+NOT_CALLS = "with tool calls that are not a list of objects"
 UNKNOWN_ROLE = "with a role that is none of system, developer, user, assistant, tool"
 NOT_TEXT_PART = "with content that is not text, such as an image"
 
@@ -38,7 +40,8 @@ def conversation(messages: object, cleaner: Cleaner) -> tuple[list[Message], Mes
 
     The answer is the last assistant message whose ``weight`` is not 0; what follows it is cut off. A
     conversation of several assistant turns makes one example, on that last turn; the turns before it are
-    context. Tool calls and tool messages are kept. ``developer`` becomes ``system``, and an empty system
+    context. Tool calls and tool messages are context too, but an answer that calls a tool is not learnt, as it
+    could not be scored. ``developer`` becomes ``system``, and an empty system
     message is left out. Raises :class:`Unusable`.
     """
     if isinstance(messages, str):
@@ -54,7 +57,9 @@ def conversation(messages: object, cleaner: Cleaner) -> tuple[list[Message], Mes
         raise Unusable(NO_PROMPT)
     if any(not item["content"] and item["role"] == "user" for item in prompt):
         raise Unusable(EMPTY_TEXT)
-    if not completion["content"] and "tool_calls" not in completion:
+    if "tool_calls" in completion:
+        raise Unusable(TOOL_CALL)
+    if not completion["content"]:
         raise Unusable(EMPTY_ANSWER)
     return prompt, completion
 
@@ -94,9 +99,13 @@ def _is_learnt(item: Mapping[str, Any]) -> bool:
 def _message(item: Mapping[str, Any], cleaner: Cleaner) -> Message:
     content = item.get("content" if "role" in item else "value")
     message: Message = {"role": _role(item), "content": _content(content, cleaner)}
-    for name in ("name", "tool_call_id", "tool_calls"):
-        if item.get(name):
-            message[name] = cleaner.value(item[name])
+    for name in ("name", "tool_call_id"):
+        if text := cleaner.text(item.get(name)):
+            message[name] = text
+    if calls := item.get("tool_calls"):
+        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+            raise Unusable(NOT_CALLS)
+        message["tool_calls"] = cleaner.value(calls)
     return message
 
 

@@ -26,8 +26,10 @@ class Unusable(Exception):
 class Example:
     """A prompt with its completion, both in clean text.
 
-    ``number`` is the row's place in its file. ``exact`` and ``key`` stand for the whole prompt, as it is and
-    folded (case, spacing, compatibility characters); ``answer`` stands for the completion.
+    ``number`` is the row's place in its file. ``exact`` stands for the whole prompt with its tools, letter by
+    letter. ``key`` stands for what is asked: the messages without those of the system, folded (case, spacing,
+    compatibility characters), so that the same question under another instruction is the same text.
+    ``answer`` is the text of the completion.
     """
 
     number: int
@@ -40,11 +42,9 @@ class Example:
 
     def __post_init__(self) -> None:
         exact = canonical([self.prompt, self.tools] if self.tools else self.prompt)
-        calls = self.completion.get("tool_calls")
         object.__setattr__(self, "exact", exact)
-        object.__setattr__(self, "key", _key(self.prompt, self.tools))
-        answer = canonical(self.completion) if calls else self.completion["content"]
-        object.__setattr__(self, "answer", answer)
+        object.__setattr__(self, "key", _key(self.prompt))
+        object.__setattr__(self, "answer", self.completion["content"])
 
     @property
     def chars(self) -> int:
@@ -58,12 +58,12 @@ def canonical(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
-def _key(prompt: list[Message], tools: list[Any] | None) -> str:
+def _key(prompt: list[Message]) -> str:
     parts = []
-    for message in prompt:
+    for message in [message for message in prompt if message["role"] != "system"] or prompt:
         more = {name: value for name, value in message.items() if name not in ("role", "content")}
         parts += [message["role"], fold(message["content"]), canonical(more) if more else ""]
-    return "\x1f".join(parts if tools is None else [*parts, canonical(tools)])
+    return "\x1f".join(parts)
 
 
 def too_long(max_chars: int) -> str:
@@ -107,7 +107,10 @@ class Cleaner:
         return " ".join(self.text(value).split()) or _fail(EMPTY_ANSWER)
 
     def value(self, value: Any) -> Any:
-        """A JSON value without its nulls (parquet fills structs with them), else unchanged but checked."""
+        """A JSON value without its nulls (parquet fills structs with them), else unchanged but checked.
+
+        Numbers that are not finite are no JSON and count as nulls.
+        """
         match value:
             case Mapping():
                 items = ((self.value(str(key)), self.value(item)) for key, item in value.items())
@@ -117,7 +120,7 @@ class Cleaner:
             case str():
                 self._check(value)
                 return value
-            case float() if math.isnan(value):
+            case float() if not math.isfinite(value):
                 return None
             case None | bool() | int() | float():
                 return value

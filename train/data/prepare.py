@@ -152,6 +152,12 @@ def _split(
         test=0 if "test" in loaded else spec.test_fraction,
         seed=spec.seed,
     )
+    texts = len({example.key for example in loaded["train"].examples})
+    if texts < MIN_ROWS:
+        ledger.notes.append(
+            f"train has {texts} different text{'s' if texts != 1 else ''} only, system messages aside; "
+            "put what tells rows apart into the user messages"
+        )
     if result.single and ("test" not in loaded or "validation" not in loaded):
         ledger.notes.append(
             f"{len(result.single):,} labels have one text only, which is in train: {some(result.single)}"

@@ -2,9 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import orjson
 
 from serve.errors import DataError
 from train.data.examples import Example, canonical
@@ -29,6 +31,8 @@ class Task:
     """What an evaluation measures; ``labels`` and ``fields`` are None where the kind has none.
 
     ``label_field`` is the field of a JSON answer that holds a label, and ``labels`` then its values.
+    ``longest_answer_bytes`` (in UTF-8) bounds the tokens of an answer: no tokenizer needs more than one per
+    byte, but many need more than one per character.
     """
 
     kind: Kind
@@ -36,6 +40,7 @@ class Task:
     fields: tuple[str, ...] | None
     label_field: str | None
     longest_answer_chars: int
+    longest_answer_bytes: int
 
     def label(self, answer: str) -> str:
         """The label that ``answer`` bears, empty where the task has none."""
@@ -54,11 +59,26 @@ class Task:
         return asdict(self)
 
 
+class _Longest(NamedTuple):
+    chars: int
+    bytes: int
+
+    @classmethod
+    def of(cls, answers: Iterable[str]) -> "_Longest":
+        sizes = [(len(answer), len(answer.encode())) for answer in answers]
+        return cls(max((size[0] for size in sizes), default=0), max((size[1] for size in sizes), default=0))
+
+
 def _object(answer: str) -> dict[str, Any] | None:
-    """The JSON object that ``answer`` is, None where it is something else."""
+    """The JSON object that ``answer`` is, None where it is something else.
+
+    NaN, infinite numbers and lone surrogates are no JSON; the evaluation has the same rule.
+    """
     if not answer.startswith("{"):
         return None
     try:
+        # orjson is strict, json keeps integers of any size.
+        orjson.loads(answer)
         value = json.loads(answer)
     except (ValueError, RecursionError):
         return None
@@ -72,19 +92,19 @@ def detect_task(form: FormName, examples: Sequence[Example]) -> Task:
     of at most 64 characters on one line that come twice each on average are labels; anything else is text.
     """
     answers = Counter(example.answer for example in examples)
-    longest = max(map(len, answers), default=0)
+    longest = _Longest.of(answers)
     if form == "labelled":
-        return Task("label", tuple(sorted(answers)), None, None, longest)
+        return Task("label", tuple(sorted(answers)), None, None, *longest)
     objects = {answer: value for answer in answers if (value := _object(answer)) is not None}
     if len(objects) == len(answers):
         return _json_task(objects, answers, longest)
     short = all(len(answer) <= _MAX_LABEL_CHARS and "\n" not in answer for answer in answers)
     if short and len(answers) <= _MAX_LABELS and len(answers) * 2 <= len(examples):
-        return Task("label", tuple(sorted(answers)), None, None, longest)
-    return Task("text", None, None, None, longest)
+        return Task("label", tuple(sorted(answers)), None, None, *longest)
+    return Task("text", None, None, None, *longest)
 
 
-def _json_task(objects: dict[str, dict[str, Any]], answers: Counter[str], longest: int) -> Task:
+def _json_task(objects: dict[str, dict[str, Any]], answers: Counter[str], longest: _Longest) -> Task:
     """A JSON task; its fields are in the order of how often they occur, then of their names."""
     counts: Counter[str] = Counter()
     for answer, value in objects.items():
@@ -96,8 +116,8 @@ def _json_task(objects: dict[str, dict[str, Any]], answers: Counter[str], longes
         labels = tuple(sorted(set(values)))
         few = 1 < len(labels) <= _MAX_LABELS and len(labels) * 2 <= total
         if few and len(values) == len(objects):
-            return Task("json", labels, fields, name, longest)
-    return Task("json", None, fields, None, longest)
+            return Task("json", labels, fields, name, *longest)
+    return Task("json", None, fields, None, *longest)
 
 
 def instruction(system: str | None, form: FormName, task: Task, labels: Sequence[str]) -> str:

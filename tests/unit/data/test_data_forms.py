@@ -122,9 +122,22 @@ def test_chat_keeps_tool_messages_and_tools() -> None:
     assert calls == [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
     assert example.prompt[2] == {"role": "tool", "content": "", "tool_call_id": "c1"}
     assert example.tools == [tool]
-    last = one({"messages": turns[:2], "functions": [{"name": "f"}]})
-    assert last.completion["tool_calls"] == calls
-    assert last.tools == [{"type": "function", "function": {"name": "f"}}]
+    assert one({"messages": turns, "functions": [{"name": "f"}]}).tools == [
+        {"type": "function", "function": {"name": "f"}}
+    ]
+
+
+def test_chat_keeps_names_as_text_and_numbers_finite() -> None:
+    turns = [
+        {"role": "user", "content": "go", "name": 7},
+        {"role": "tool", "content": "x", "tool_call_id": 3},
+        assistant("done"),
+    ]
+    tool = {"type": "function", "function": {"name": "f", "limit": float("inf")}}
+    example = one({"messages": turns, "tools": [tool]})
+    assert example.prompt[0]["name"] == "7"
+    assert example.prompt[1]["tool_call_id"] == "3"
+    assert example.tools == [{"type": "function", "function": {"name": "f"}}]
 
 
 def test_chat_joins_text_parts() -> None:
@@ -156,6 +169,12 @@ def test_chat_joins_text_parts() -> None:
         ({"messages": [assistant("yo")]}, chat.NO_PROMPT),
         ({"messages": [user(""), assistant("yo")]}, EMPTY_TEXT),
         ({"messages": [user("hi"), assistant("")]}, EMPTY_ANSWER),
+        ({"messages": [user("hi"), assistant("", tool_calls=[{"id": "c"}])]}, chat.TOOL_CALL),
+        ({"messages": [user("hi"), assistant("I look", tool_calls=[{"id": "c"}])]}, chat.TOOL_CALL),
+        (
+            {"messages": [user("hi"), assistant("", tool_calls="f()"), user("x"), assistant("y")]},
+            chat.NOT_CALLS,
+        ),
         ({"messages": [{"role": "alien", "content": "x"}, assistant("yo")]}, chat.UNKNOWN_ROLE),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, assistant("yo")]},

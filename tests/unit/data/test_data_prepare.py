@@ -140,6 +140,55 @@ def test_given_validation_yields_to_the_test_and_wins_over_train(tmp_path: Path)
     assert prepared.report.dropped("train.jsonl", leak("validation")) == 1
 
 
+def chats(path: Path, rows: list[tuple[str, str, str]]) -> str:
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "system", "content": system},
+                        {"role": "user", "content": text},
+                        {"role": "assistant", "content": answer},
+                    ]
+                }
+            )
+            + "\n"
+            for system, text, answer in rows
+        )
+    )
+    return str(path)
+
+
+def test_a_dated_system_message_does_not_make_another_text(tmp_path: Path) -> None:
+    data = [
+        (f"It is day {day}.", f"Question {number}?", f"On day {day} it is {number}")
+        for day in range(10)
+        for number in range(20)
+    ]
+    prepared = prepare(DataSpec(train=chats(tmp_path / "train.jsonl", data)), tmp_path / "out")
+    assert prepared.counts == {"train": 160, "validation": 20, "test": 20}
+    asked = [set(texts(prepared, split)) for split in SPLITS]
+    assert sum(map(len, asked)) == len(set.union(*asked)) == 20
+    test = chats(tmp_path / "test.jsonl", [("It is tomorrow.", "question 3?", "Three")])
+    prepared = prepare(DataSpec(train=str(tmp_path / "train.jsonl"), test=test), tmp_path / "out")
+    assert prepared.report.dropped("train.jsonl", leak("test")) == 10
+
+
+def test_repeats_and_contradictions_see_the_system_message(tmp_path: Path) -> None:
+    data = [(f"Say {word}.", f"Question {number}?", word) for number in range(20) for word in ("a", "b", "b")]
+    prepared = prepare(DataSpec(train=chats(tmp_path / "train.jsonl", data)), tmp_path / "out")
+    assert prepared.task.kind == "label"
+    assert prepared.report.dropped() == prepared.report.dropped(reason=REPEAT) == 20
+    assert sum(prepared.counts.values()) == 40
+
+
+def test_texts_that_only_the_system_message_tells_apart_are_noted(tmp_path: Path) -> None:
+    data = [(f"Passage {number}", "Sum it up.", f"This is about {number}") for number in range(20)]
+    prepared = prepare(DataSpec(train=chats(tmp_path / "train.jsonl", data)), tmp_path / "out")
+    assert prepared.counts["train"] == 20
+    assert any(note.startswith("train has 1 different text only") for note in prepared.report.notes)
+
+
 def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

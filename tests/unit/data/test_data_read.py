@@ -136,6 +136,31 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str | byt
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("utf-16", "UTF-16"), ("utf-16-be", "UTF-16"), ("windows-1252", "WINDOWS-1252")]
+)
+def test_another_encoding_is_named_in_the_hint(tmp_path: Path, encoding: str, name: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / "a.csv", f"{mark}text,label\ncafé,b\n".encode(encoding)))
+    assert f"iconv -f {name} -t UTF-8" in caught.value.hint
+
+
+def test_a_text_file_beyond_its_share_of_memory_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\n" + "hello,greet\n" * 100)
+    size = path.stat().st_size
+    with pytest.raises(DataError, match=r"a\.csv has 1,211 bytes, but 1,210 bytes is the most") as caught:
+        read(path, memory=size * 90 - 1)
+    assert "sample" in caught.value.hint
+    assert len(read(path, memory=size * 90).records) == 100
+
+
+def test_parquet_may_be_larger(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    Dataset.from_dict({"text": ["a"]}).to_parquet(path)
+    assert len(read(path, memory=0).records) == 1
+
+
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read(tmp_path / "missing.csv")

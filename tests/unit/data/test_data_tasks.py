@@ -16,7 +16,7 @@ def answers(*texts: str) -> list[Example]:
 
 def test_labelled_text_is_a_label_even_where_every_label_is_new() -> None:
     task = detect_task("labelled", answers("b", "a", "c"))
-    assert task == Task("label", ("a", "b", "c"), None, None, 1)
+    assert task == Task("label", ("a", "b", "c"), None, None, 1, 1)
     assert task.label("a") == "a"
 
 
@@ -31,7 +31,7 @@ def test_short_answers_that_repeat_are_labels() -> None:
 def test_json_answers_have_fields_and_a_label_field() -> None:
     rows = [json.dumps({"city": "Bonn", "intent": "ask"}), '{"intent": "book"}'] * 2
     task = detect_task("prompt_completion", answers(*rows))
-    assert task == Task("json", ("ask", "book"), ("intent", "city"), "intent", 33)
+    assert task == Task("json", ("ask", "book"), ("intent", "city"), "intent", 33, 33)
     assert task.label(rows[0]) == "ask"
     assert task.meaning('{"a": 1, "b": 2}') == task.meaning('{"b":2,"a":1}')
 
@@ -53,7 +53,18 @@ def test_task_json_has_the_agreed_keys() -> None:
         "fields": None,
         "label_field": None,
         "longest_answer_chars": 1,
+        "longest_answer_bytes": 1,
     }
+
+
+def test_the_longest_answer_is_measured_in_characters_and_in_bytes() -> None:
+    task = detect_task("chat", answers("twelve chars", "我的银行卡丢了怎么办"))
+    assert (task.longest_answer_chars, task.longest_answer_bytes) == (12, 30)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", r'"\ud800"'])
+def test_what_is_no_json_is_no_json_answer(value: str) -> None:
+    assert detect_task("chat", answers('{"a": 1}', f'{{"a": {value}}}')).kind == "text"
 
 
 def test_instruction() -> None:

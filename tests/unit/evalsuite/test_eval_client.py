@@ -55,6 +55,14 @@ async def test_requests_are_greedy_bounded_and_take_turns(engine: FakeEngine) ->
     assert engine.bodies[0]["messages"] == [{"role": "user", "content": "number 0"}]
 
 
+async def test_tools_are_shown_but_no_call_is_asked_for(engine: FakeEngine) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"maximum": 2**70}}}
+    question = QUESTIONS[0]._replace(tools=(tool,))
+    (row,) = await ask_all(engine.url, ["base"], [question], Asking(), ignore)
+    assert row[0].error is None
+    assert (engine.bodies[0]["tools"][0]["type"], engine.bodies[0]["tool_choice"]) == ("function", "none")
+
+
 async def test_an_answer_that_reached_its_limit_says_so(engine: FakeEngine) -> None:
     answers = await ask(engine, max_tokens=2)
     assert all(answer.cut_short for row in answers for answer in row)

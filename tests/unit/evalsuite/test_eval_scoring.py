@@ -48,6 +48,25 @@ def test_labels_that_only_spelling_tells_apart_must_be_exact() -> None:
     assert not marker.mark("?", "").right
 
 
+@pytest.mark.parametrize(
+    ("labels", "answer", "label"),
+    [
+        (("<5", ">10"), "<10", None),
+        (("<5", ">10"), "5", None),
+        (("<5", ">10"), '"<5".', "<5"),
+        (("-1", "+1"), "1", None),
+        (("-1", "+1"), " -1.", "-1"),
+        (("C", "C++", "(none)"), "none", None),
+        (("C", "C++", "(none)"), "c++", "C++"),
+        (("a_b", "c"), "<_A-b_>", "a_b"),
+    ],
+)
+def test_characters_that_belong_to_a_label_are_kept(
+    labels: tuple[str, ...], answer: str, label: str | None
+) -> None:
+    assert label_marker(labels).mark(labels[0], answer).label == label
+
+
 @given(st.integers(0, 10**6))
 def test_accuracy_and_macro_f1_are_scikit_learns(seed: int) -> None:
     rng = random.Random(seed)

@@ -47,6 +47,11 @@ def test_questions_are_read_in_order(tmp_path: Path) -> None:
         ([row("a", completion=[])], TEXT, "line 1: completion"),
         ([row("")], TEXT, "line 1: id"),
         (
+            [row("a", completion=[{"role": "assistant", "content": "", "tool_calls": [{"id": "c"}]}])],
+            TEXT,
+            "tool call, which is not scored",
+        ),
+        (
             [row("a", "maybe")],
             Task(kind="label", labels=("yes", "no")),
             "'maybe' is none of the task's labels",
@@ -60,6 +65,22 @@ def test_a_bad_row_is_named(tmp_path: Path, lines: list[str], task: Task, tellin
         read_questions(write(tmp_path, *lines), task)
     assert telling in caught.value.message
     assert "test.jsonl" in caught.value.message
+
+
+def test_tools_and_tool_messages_are_read_and_sent_in_the_shape_of_openai(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": {"city": "Köln"}}}
+    prompt = [
+        {"role": "user", "content": "Weather?", "name": "ann"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+    ]
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    (question,) = read_questions(write(tmp_path, row("a", prompt=prompt, tools=tools)), TEXT)
+    assert list(question.tools) == tools
+    assert question.text == "Weather?"
+    sent = [message.to_openai() for message in question.messages]
+    assert sent[1]["tool_calls"][0]["function"] == {"name": "find", "arguments": '{"city": "Köln"}'}
+    assert [sent[0], sent[2]] == [prompt[0], prompt[2]]
 
 
 def test_rows_beyond_the_limit_are_checked_too(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def test_the_chat_template_opens_the_answer_only_when_asked(tokenizer):
 def test_a_prompt_is_tokenized_alike_with_and_without_its_answer(tokenizer):
     for answer in ("card_arrival", '{"intent":"refund"}', "42"):
         turns = [{"role": "user", "content": "Hi"}]
-        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
         whole = tokenizer.apply_chat_template(
             [*turns, {"role": "assistant", "content": answer}], return_dict=True
         )["input_ids"]

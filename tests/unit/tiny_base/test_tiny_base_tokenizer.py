@@ -5,14 +5,22 @@ import pytest
 from train.tiny_base.tokenizer import END_OF_TEXT, JOINER, TURN_END, learn_tokenizer, render, whole_texts
 
 CHAT = {
-    "prompt": [{"role": "system", "content": "Name the field."}, {"role": "user", "content": "my kettle leaks"}],
+    "prompt": [
+        {"role": "system", "content": "Name the field."},
+        {"role": "user", "content": "my kettle leaks"},
+    ],
     "completion": [{"role": "assistant", "content": '{"product":"kettle"}'}],
 }
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    sentences = ("the kettle is new", 'say {"product":"kettle"}', "don't touch the card_arrival page", "it's 4th")
+    sentences = (
+        "the kettle is new",
+        'say {"product":"kettle"}',
+        "don't touch the card_arrival page",
+        "it's 4th",
+    )
     return learn_tokenizer([*sentences * 20, *whole_texts([CHAT] * 20)], vocabulary=600)
 
 
