@@ -21,9 +21,8 @@ from train.tiny_base.tokenizer import render
 _POOL = 2048
 # Copying is drilled in earnest while the first few pools are read, and kept up afterwards: drills per document.
 _EARLY_POOLS, _EARLY_DRILLS, _LATER_DRILLS = 8, 0.2, 0.05
-# The language of prompts is worth learning, though less than answers: half of their tokens are predicted, and weigh
-# less than 1. Leaving out the other half saves time, as scoring the vocabulary takes a third of it.
-_PROMPT_SHARE, _PROMPT_WEIGHT = 0.5, 0.6
+# What a token of the prompt counts, beside a token of the answer: its language is worth learning, its wording less.
+_PROMPT_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def batches(
             return
         share = _EARLY_DRILLS if number < _EARLY_POOLS else _LATER_DRILLS
         rows = [
-            *_encode(pool, tokenizer, settings.max_length, chance),
+            *_encode(pool, tokenizer, settings.max_length),
             *islice(practice, int(share * len(pool))),
         ]
         rows.sort(key=lambda row: len(row[0]))
@@ -142,15 +141,14 @@ def learn(
 
 
 def _encode(
-    pool: list[Mapping[str, Any]], tokenizer: PreTrainedTokenizerFast, max_length: int, chance: random.Random
+    pool: list[Mapping[str, Any]], tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> Iterator[WeightedIds]:
     parts = [render(document) for document in pool]
     given = tokenizer([part[0] for part in parts], add_special_tokens=False)["input_ids"]
     whole = tokenizer([part[0] + part[1] for part in parts], add_special_tokens=False)["input_ids"]
     for before, ids in zip(given, whole, strict=True):
         if len(ids) <= max_length:
-            of_prompt = [_PROMPT_WEIGHT if chance.random() < _PROMPT_SHARE else 0.0 for _ in before]
-            yield ids, of_prompt + [1.0] * (len(ids) - len(before))
+            yield ids, [_PROMPT_WEIGHT] * len(before) + [1.0] * (len(ids) - len(before))
 
 
 def _pad(group: list[WeightedIds], tokenizer: PreTrainedTokenizerFast) -> Batch:

@@ -33,6 +33,10 @@ def skeletons(split: str) -> set[str]:
     return found
 
 
+def word_pairs(text: str) -> set[tuple[str, str]]:
+    return set(itertools.pairwise(text.split()))
+
+
 def test_sizes_are_as_documented(dataset):
     assert {split: len(rows) for split, rows in dataset.items()} == builtin.SIZES
 
@@ -47,6 +51,13 @@ def test_no_phrasing_belongs_to_two_splits():
     assert not said["train"] & said["test"]
     assert not said["train"] & said["validation"]
     assert not said["validation"] & said["test"]
+
+
+def test_no_phrasing_of_the_test_is_nearly_one_of_the_training():
+    trained = [word_pairs(text) for text in skeletons("train")]
+    for text in skeletons("test"):
+        asked = word_pairs(text)
+        assert max(len(asked & pairs) / len(asked | pairs) for pairs in trained) < 0.7, text
 
 
 def test_every_intent_has_phrasings_of_its_own_in_every_split():
@@ -99,7 +110,7 @@ def test_the_test_split_has_products_cities_and_orders_that_training_never_saw(d
     for field in ("product", "city", "order"):
         seen = {answer(row).get(field) for row in dataset["train"]}
         unseen = {answer(row).get(field) for row in dataset["test"]} - seen
-        assert len(unseen) >= 10, field
+        assert len(unseen) >= 5, field
 
 
 def test_rows_have_the_form_that_training_reads(dataset):

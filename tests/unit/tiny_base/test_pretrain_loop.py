@@ -7,11 +7,20 @@ import torch
 
 from train.data import builtin
 from train.tiny_base import corpus
-from train.tiny_base.model import new_model, save_base
+from train.tiny_base.model import load_base, new_model, save_base
 from train.tiny_base.pretrain import Budget, Progress, Settings, batches, learn
 from train.tiny_base.tokenizer import learn_tokenizer, whole_texts
 
-SETTINGS = Settings(batch_tokens=512, max_length=120)
+SETTINGS = Settings(batch_tokens=384, max_length=120)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    # Threads that wait for each other on a busy machine take minutes for what one does in seconds.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +37,15 @@ def losses(documents, tokenizer, steps: int) -> list[float]:
     seen: list[Progress] = []
     model = new_model(tokenizer, seed=0)
     learn(
-        model, batches(documents[:50] * 20, tokenizer, SETTINGS), Budget(steps=steps), SETTINGS, seen.append
+        model, batches(documents[:40] * 20, tokenizer, SETTINGS), Budget(steps=steps), SETTINGS, seen.append
     )
     return [step.loss for step in seen]
 
 
 def test_the_loss_falls_and_the_same_seed_gives_the_same_start(documents, tokenizer):
-    first = losses(documents, tokenizer, steps=24)
-    assert len(first) == 24
-    assert sum(first[-6:]) < 0.85 * sum(first[:6])
+    first = losses(documents, tokenizer, steps=48)
+    assert len(first) == 48
+    assert sum(first[-8:]) < 0.8 * sum(first[:8])
     assert losses(documents, tokenizer, steps=1)[0] == pytest.approx(first[0])
 
 
@@ -67,14 +76,13 @@ def test_a_budget_is_spent_by_steps_or_by_time():
 
 
 def test_the_folder_replaces_an_older_one_and_is_read_back(documents, tokenizer, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     folder = tmp_path / "base"
     folder.mkdir()
     (folder / "stale.bin").write_text("old")
     model = new_model(tokenizer)
     save_base(model, tokenizer, folder)
     assert not (folder / "stale.bin").exists()
-    back = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    vocabulary, back = load_base(folder)
+    assert vocabulary.get_vocab() == tokenizer.get_vocab()
     weight = model.model.layers[0].mlp.up_proj.weight
-    assert torch.equal(back.model.layers[0].mlp.up_proj.weight, weight.to(torch.bfloat16))
+    assert torch.equal(back.model.layers[0].mlp.up_proj.weight, weight.bfloat16().float())
