@@ -36,7 +36,10 @@ class Outcome:
     @property
     def sample(self) -> list[dict[str, str]]:
         """The messages of one held-out question."""
-        return [message.model_dump(exclude_none=True) for message in self.judgement.evaluation.questions[0].messages]
+        return [
+            message.model_dump(exclude_none=True)
+            for message in self.judgement.evaluation.questions[0].messages
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome for a script to read."""

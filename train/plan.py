@@ -106,7 +106,7 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
         validation_rows=validation,
         steps=steps,
         eval_every=eval_every(recipe, steps),
-        learning_rate=(2e-3 if small else 2e-4)
+        learning_rate=(3e-3 if small else 2e-4)
         if recipe.train.learning_rate == "auto"
         else recipe.train.learning_rate,
         max_length=length,

@@ -51,8 +51,8 @@ class Section(BaseModel):
 class LoraSpec(Section):
     """The adapter: low-rank updates ``(alpha / rank) · B·A`` of linear layers (Hu et al. 2021)."""
 
-    rank: int = Field(16, ge=1, le=512, description="rank of the updates")
-    alpha: float = Field(32, gt=0, description="scale: an update is multiplied by alpha / rank")
+    rank: int = Field(32, ge=1, le=512, description="rank of the updates")
+    alpha: float = Field(64, gt=0, description="scale: an update is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the updates")
     target_modules: Literal["all-linear"] | Annotated[list[Module], Field(min_length=1)] = Field(
         "all-linear", description="layers that get an update: all linear ones, or names such as q_proj"
@@ -63,12 +63,12 @@ class LoraSpec(Section):
 class TrainSpec(Section):
     """How the adapter is trained."""
 
-    epochs: float = Field(3, gt=0, le=1000, description="passes over the training split")
+    epochs: float = Field(2, gt=0, le=1000, description="passes over the training split")
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps, whatever epochs says")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        "auto", description="highest learning rate; auto: 2e-3 for bases below 100 M parameters, else 2e-4"
+        "auto", description="highest learning rate; auto: 3e-3 for bases below 100 M parameters, else 2e-4"
     )
-    batch_size: int = Field(16, ge=1, description="rows per forward pass")
+    batch_size: int = Field(32, ge=1, description="rows per forward pass")
     gradient_accumulation: int = Field(1, ge=1, description="forward passes per step")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the rate rises")
     scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="how the rate falls")

@@ -52,7 +52,7 @@ def test_targets_and_sizes() -> None:
     assert plan.adapter_parameters == 4 * (16 + 8) + 4 * (24 + 8)
     assert plan.base_parameters == 800 + 8 + 128 + 192 + 800
     assert plan.max_length == 512
-    assert plan.learning_rate == 2e-3
+    assert plan.learning_rate == 3e-3
     assert plan.warnings == ()
 
 
