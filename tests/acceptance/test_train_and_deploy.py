@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -15,33 +16,36 @@ BASE_AT_MOST = 0.40
 ADAPTER_AT_LEAST = 0.55
 
 
+def scores(outcome: dict[str, Any], arm: str) -> float:
+    return float(outcome["evaluation"]["scores"][arm]["exact_match"])
+
+
 @pytest.mark.timeout(900)
 def test_two_versions_one_engine(stack: RunningStack, client: openai.OpenAI) -> None:
     engine = status(stack.settings.home).engine.pid
-    first = tenon(stack.settings.home, "run", "--name", "main", "--json")
+    message = [{"role": "user", "content": "where is my order A10293?"}]
+
+    first = tenon(stack.settings.home, "run", "--name", "main", "--json", "train.epochs=0.5")
     assert first.returncode == 0, first.stderr
     outcome = json.loads(first.stdout)
-    assert outcome["version"] == "main@v1"
-    assert outcome["verdict"] == "better"
-    assert outcome["deployed"]
-    scores = outcome["evaluation"]["scores"]
-    assert scores[stack.base.name]["exact_match"] <= BASE_AT_MOST
-    assert scores["main@v1"]["exact_match"] >= ADAPTER_AT_LEAST
-    report = Path(outcome["report"]).read_text()
-    assert "main@v1" in report
-    assert 'src="http' not in report
+    assert (outcome["version"], outcome["verdict"], outcome["deployed"]) == ("main@v1", "better", True)
+    assert client.chat.completions.create(model="main", messages=message).model == "main@v1"
 
-    message = [{"role": "user", "content": "where is my order A10293?"}]
-    answer = client.chat.completions.create(model="main", messages=message, temperature=0)
-    assert answer.model == "main@v1"
-
-    second = tenon(stack.settings.home, "run", "--name", "main", "--json", "train.seed=1", "train.epochs=0.5")
+    second = tenon(stack.settings.home, "run", "--name", "main", "--json")
+    assert second.returncode == 0, second.stderr
     outcome = json.loads(second.stdout)
-    assert outcome["version"] == "main@v2", second.stderr
+    assert (outcome["version"], outcome["verdict"], outcome["deployed"]) == ("main@v2", "better", True)
     assert outcome["engine_pid"] == engine
-    alias = stack.registry.alias("main")
-    assert alias is not None
-    assert str(alias.target.ref) == ("main@v2" if outcome["deployed"] else "main@v1")
-    assert second.returncode == (0 if outcome["deployed"] else 3)
-    for version in ("main@v1", "main@v2"):
-        assert client.chat.completions.create(model=version, messages=message, max_tokens=4).model == version
+    assert scores(outcome, stack.base.name) <= BASE_AT_MOST
+    assert scores(outcome, "main@v2") >= ADAPTER_AT_LEAST
+    assert scores(outcome, "main@v2") > scores(outcome, "main@v1 (live)")
+    report = Path(outcome["report"]).read_text()
+    assert "main@v2" in report
+    assert 'src="http' not in report
+    for model, answered in (("main", "main@v2"), ("main@v1", "main@v1"), ("main@v2", "main@v2")):
+        answer = client.chat.completions.create(model=model, messages=message, max_tokens=40, temperature=0)
+        assert answer.model == answered
+
+    back = tenon(stack.settings.home, "deploy", "main@v1")
+    assert back.returncode == 0, back.stderr
+    assert client.chat.completions.create(model="main", messages=message).model == "main@v1"
