@@ -78,8 +78,8 @@ def up(
     if detach:
         console.print("Stop it with `tenon down`.")
         return
-    console.print("Running until ctrl-C.")
     try:
+        console.print("Running until ctrl-C.")
         while status_of(settings.home).controller.running:
             time.sleep(1.0)
     except KeyboardInterrupt:

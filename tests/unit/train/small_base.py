@@ -142,7 +142,7 @@ def write_data(folder: Path, train: list[dict[str, object]], validation: list[di
     for name, rows in splits.items():
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     counts = {name: len(rows) for name, rows in splits.items()}
-    task = Task("label", tuple(sorted(TOPICS.values())), None, None, 8)
+    task = Task("label", tuple(sorted(TOPICS.values())), None, None, 8, 8)
     return Prepared(
         folder, task, counts, DropReport(), hashlib.sha256(json.dumps(splits).encode()).hexdigest()
     )  # type: ignore[arg-type]

@@ -26,9 +26,11 @@ from train.runs import Run
 Trained = tuple[TrainResult, list[TrainEvent]]
 OVERRIDES = [
     "train.epochs=10",
+    "train.batch_size=16",
     "train.learning_rate=5e-3",
     "train.eval_every=20",
     "lora.rank=8",
+    "lora.alpha=32",
     "lora.dropout=0.1",
 ]
 STEPS = 100
