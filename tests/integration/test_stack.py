@@ -129,8 +129,9 @@ def test_engine_that_cannot_be_reached_is_told_soon(home: Path) -> None:
 
 
 def test_a_closed_terminal_stops_a_foreground_stack(home: Path, engine: str) -> None:
-    # Where the tests run under nohup, the signal is ignored and that is inherited; a terminal's shell does not.
-    command = ["env", "--default-signal=HUP", *TENON, "up", "--port", str(free_port()), "--engine-url", engine]
+    # Run under nohup, the tests would hand on that the signal is ignored.
+    as_in_a_terminal = ["env", "--default-signal=HUP"]
+    command = [*as_in_a_terminal, *TENON, "up", "--port", str(free_port()), "--engine-url", engine]
     with subprocess.Popen(
         command, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
