@@ -86,7 +86,7 @@ def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
             "history": [
                 f"{change.changed_at:%Y-%m-%d %H:%M} {change.alias} → {change.target}"
                 + (" (forced)" if change.forced else "")
-                for name in (found.ref.name, *(alias.name for alias in registry.aliases()))
+                for name in sorted({alias.name for alias in registry.aliases()})
                 for change in registry.history(name)
                 if change.target == found.ref
             ],

@@ -1,5 +1,7 @@
 """Fixtures that several rooms share: above all the one real stack of a test session."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import openai
@@ -14,6 +16,17 @@ from serve.registry import Registry
 from serve.registry.base import identify_base
 
 START_TIMEOUT = 300
+
+
+@pytest.fixture
+def fake_engine() -> Iterator[str]:
+    """A server that behaves as vLLM does, in a process of its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "serve.engine.fake", "--port", str(port), "--model", "tenon-tiny"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture(scope="session")

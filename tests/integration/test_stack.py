@@ -18,24 +18,13 @@ from deploy.status import Status, status
 
 
 @pytest.fixture
-def engine() -> Iterator[str]:
-    """A server that behaves as vLLM does."""
-    port = free_port()
-    command = [sys.executable, "-m", "serve.engine.fake", "--port", str(port), "--model", "tenon-tiny"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.wait()
-
-
-@pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "home"
     stack.down(tmp_path / "home")
 
 
-def up(home: Path, engine: str) -> Status:
-    done = tenon(home, "up", "--detach", "--port", str(free_port()), "--engine-url", engine)
+def up(home: Path, fake_engine: str) -> Status:
+    done = tenon(home, "up", "--detach", "--port", str(free_port()), "--engine-url", fake_engine)
     assert done.returncode == 0, done.stderr
     return status(home)
 
@@ -46,8 +35,8 @@ def kill(pid: int | None) -> None:
     time.sleep(0.2)
 
 
-def test_recovery_needs_no_options(home: Path, engine: str) -> None:
-    before = up(home, engine)
+def test_recovery_needs_no_options(home: Path, fake_engine: str) -> None:
+    before = up(home, fake_engine)
     kill(before.controller.pid)
     kill(before.gateway.pid)
     done = tenon(home, "up", "--detach")
@@ -57,8 +46,8 @@ def test_recovery_needs_no_options(home: Path, engine: str) -> None:
     assert after.url == before.url
 
 
-def test_other_settings_need_a_down_first(home: Path, engine: str) -> None:
-    before = up(home, engine)
+def test_other_settings_need_a_down_first(home: Path, fake_engine: str) -> None:
+    before = up(home, fake_engine)
     for command in (("up", "--detach", "--port", "1234"), ("run", "--port", "1234")):
         done = tenon(home, *command)
         assert done.returncode == 4
@@ -72,8 +61,8 @@ def test_other_settings_need_a_down_first(home: Path, engine: str) -> None:
     assert not (home / "run" / "stack.json").exists()
 
 
-def test_two_ups_at_once_leave_one_stack(home: Path, engine: str) -> None:
-    command = [*TENON, "up", "--detach", "--port", str(free_port()), "--engine-url", engine]
+def test_two_ups_at_once_leave_one_stack(home: Path, fake_engine: str) -> None:
+    command = [*TENON, "up", "--detach", "--port", str(free_port()), "--engine-url", fake_engine]
     both = [
         subprocess.Popen(
             command, env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -85,8 +74,8 @@ def test_two_ups_at_once_leave_one_stack(home: Path, engine: str) -> None:
     assert status(home).healthy
 
 
-def test_interrupted_recovery_leaves_what_served(home: Path, engine: str) -> None:
-    before = up(home, engine)
+def test_interrupted_recovery_leaves_what_served(home: Path, fake_engine: str) -> None:
+    before = up(home, fake_engine)
     kill(before.controller.pid)
     with subprocess.Popen(
         [*TENON, "up", "--detach"],
@@ -104,8 +93,8 @@ def test_interrupted_recovery_leaves_what_served(home: Path, engine: str) -> Non
     assert after.gateway.running
 
 
-def test_gateway_that_cannot_start_is_told_soon(home: Path, engine: str) -> None:
-    before = up(home, engine)
+def test_gateway_that_cannot_start_is_told_soon(home: Path, fake_engine: str) -> None:
+    before = up(home, fake_engine)
     kill(before.controller.pid)
     kill(before.gateway.pid)
     assert before.url is not None
@@ -128,10 +117,10 @@ def test_engine_that_cannot_be_reached_is_told_soon(home: Path) -> None:
     assert status(home).down
 
 
-def test_a_closed_terminal_stops_a_foreground_stack(home: Path, engine: str) -> None:
+def test_a_closed_terminal_stops_a_foreground_stack(home: Path, fake_engine: str) -> None:
     # Run under nohup, the tests would hand on that the signal is ignored.
     as_in_a_terminal = ["env", "--default-signal=HUP"]
-    command = [*as_in_a_terminal, *TENON, "up", "--port", str(free_port()), "--engine-url", engine]
+    command = [*as_in_a_terminal, *TENON, "up", "--port", str(free_port()), "--engine-url", fake_engine]
     with subprocess.Popen(
         command, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
@@ -143,12 +132,12 @@ def test_a_closed_terminal_stops_a_foreground_stack(home: Path, engine: str) -> 
     assert status(home).down
 
 
-def test_a_users_train_py_does_not_stand_in_for_ours(home: Path, engine: str, tmp_path: Path) -> None:
+def test_a_users_train_py_does_not_stand_in_for_ours(home: Path, fake_engine: str, tmp_path: Path) -> None:
     for name in ("train.py", "serve.py", "deploy.py"):
         (tmp_path / name).write_text("raise SystemExit('the wrong module')")
     script = Path(sys.executable).with_name("tenon")
     done = subprocess.run(
-        [script, "up", "--detach", "--port", str(free_port()), "--engine-url", engine],
+        [script, "up", "--detach", "--port", str(free_port()), "--engine-url", fake_engine],
         cwd=tmp_path,
         env=environment(home),
         capture_output=True,
