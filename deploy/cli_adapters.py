@@ -1,7 +1,5 @@
 """``tenon adapters list | show | add | verify | remove``."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,14 +18,9 @@ app = typer.Typer(help="List, inspect, add, verify and remove adapter versions."
 Ref = Annotated[str, typer.Argument(help="NAME@vN")]
 
 
-@contextmanager
-def opened(context: typer.Context) -> Iterator[Registry]:
+def opened(context: typer.Context) -> Registry:
     """The registry of the chosen home."""
-    registry = Registry.open(settings_of(context).home)
-    try:
-        yield registry
-    finally:
-        registry.close()
+    return Registry.open(settings_of(context).home)
 
 
 @app.command("list", epilog="Example: tenon adapters list --json")

@@ -1,7 +1,5 @@
 """``tenon train``, ``eval``, ``deploy`` and ``run``."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,16 +46,6 @@ def add_to(app: typer.Typer) -> None:
     )(run)
 
 
-@contextmanager
-def registry_of(settings: Any) -> Iterator[Registry]:
-    """The registry of a home, closed at the end."""
-    registry = Registry.open(settings.home)
-    try:
-        yield registry
-    finally:
-        registry.close()
-
-
 def train(
     context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
@@ -70,7 +58,7 @@ def train(
 
     for_scripts(as_json)
     settings = settings_of(context)
-    with registry_of(settings) as registry:
+    with Registry.open(settings.home) as registry:
         version = train_and_register(settings, Recipe.load(recipe, overrides or []), registry)
     if as_json:
         print_json({"version": str(version.ref), "digest": version.digest, "run": version.lineage.run})
@@ -95,7 +83,7 @@ def evaluate(
 
     for_scripts(as_json)
     settings = settings_of(context)
-    with registry_of(settings) as registry:
+    with Registry.open(settings.home) as registry:
         found = registry.version(parse_version(version))
         asked = from_data(settings.home, found, data) if data is not None else recorded(found)
         with wanted(registry, found.ref):
@@ -126,7 +114,7 @@ def deploy(
     for_scripts(as_json)
     settings = settings_of(context)
     defaults = SamplingDefaults.parse(assignments(sampling)).values() if sampling else None
-    with registry_of(settings) as registry, step("deploy") as current:
+    with Registry.open(settings.home) as registry, step("deploy") as current:
         found = registry.version(parse_version(version))
         moved = move_alias(
             registry,

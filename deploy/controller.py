@@ -126,18 +126,17 @@ async def control(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_gateway.set)
-    registry = Registry.open(settings.home)
-    supervisor = supervisor_of(settings, registry)
-    engine = asyncio.create_task(supervisor.run(stop))
-    gateway = asyncio.create_task(GatewayKeeper(settings).run(stop_gateway))
-    try:
-        await asyncio.wait({engine, gateway}, return_when=asyncio.FIRST_COMPLETED)
-        stop_gateway.set()
-        await gateway
-    finally:
-        stop.set()
-        await engine
-        registry.close()
+    with Registry.open(settings.home) as registry:
+        supervisor = supervisor_of(settings, registry)
+        engine = asyncio.create_task(supervisor.run(stop))
+        gateway = asyncio.create_task(GatewayKeeper(settings).run(stop_gateway))
+        try:
+            await asyncio.wait({engine, gateway}, return_when=asyncio.FIRST_COMPLETED)
+            stop_gateway.set()
+            await gateway
+        finally:
+            stop.set()
+            await engine
 
 
 def supervisor_of(settings: Settings, registry: Registry) -> Supervisor:

@@ -8,12 +8,12 @@ from typing import Any
 from deploy import stack
 from deploy.console import Step, note, step
 from deploy.evaluation import Judgement, judge
-from deploy.net import check_port
 from deploy.progress import TrainingView
 from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, wanted
 from deploy.status import Status, status
 from serve.config import Settings
+from serve.net import check_port
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
 from train.data.prepare import Prepared, describe
@@ -129,8 +129,7 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
     """
     started = time.monotonic()
     check_before(settings)
-    registry = Registry.open(settings.home)
-    try:
+    with Registry.open(settings.home) as registry:
         version = train_and_register(settings, recipe, registry)
         was_down = status(settings.home).down
         try:
@@ -146,8 +145,6 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
             if was_down:
                 stack.down(settings.home)
             raise
-    finally:
-        registry.close()
     seconds = time.monotonic() - started
     return Outcome(version, judgement, judgement.decision.allowed, str(now.url), now.engine.pid, seconds)
 

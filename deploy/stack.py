@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.controller import GATEWAY_GRACE, stack_file, write_stack
-from deploy.net import answers, check_port
+from deploy.net import answers
 from deploy.processes import end, recorded, spawn
 from deploy.status import Status, status
 from serve.config import Settings
@@ -21,6 +21,7 @@ from serve.errors import (
     StorageError,
     Unavailable,
 )
+from serve.net import check_port
 from serve.records import read_json
 from serve.registry.base import identify_base
 

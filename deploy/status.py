@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy.controller import read_stack
-from deploy.net import answers, dial
+from deploy.net import answers
 from deploy.processes import ending, recorded
 from serve.errors import NotUp
+from serve.net import url_of
 from serve.records import read_json
 from serve.registry import Registry
 
@@ -62,7 +63,7 @@ def status(home: Path) -> Status:
     engine = engine_part(state)
     gateway = gateway_part(state, restarting=controller.running)
     details = read_json(state / "engine.json")
-    url = f"http://{dial(settings.host)}:{settings.port}" if settings else None
+    url = url_of(settings.host, settings.port) if settings else None
     return Status(home, url, details.get("base_name"), controller, engine, gateway, adapters_of(home))
 
 
@@ -110,8 +111,7 @@ def adapters_of(home: Path) -> list[dict[str, Any]]:
     """Every version that the engine was asked to hold, with its state there and the aliases that mean it."""
     if not (home / "registry.db").exists():
         return []
-    registry = Registry.open(home)
-    try:
+    with Registry.open(home) as registry:
         aliases = registry.aliases()
         return [
             {
@@ -122,8 +122,6 @@ def adapters_of(home: Path) -> list[dict[str, Any]]:
             }
             for row in registry.loaded()
         ]
-    finally:
-        registry.close()
 
 
 def require_up(home: Path) -> Status:

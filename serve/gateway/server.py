@@ -1,7 +1,6 @@
 """Listens: binds the port, runs uvicorn, and leaves a record of itself in ``run/gateway.json``."""
 
 import contextlib
-import errno
 import os
 import signal
 import socket
@@ -11,34 +10,16 @@ from pathlib import Path
 import uvicorn
 
 from serve.config import Settings
-from serve.errors import ConfigError, PortInUse, TenonError
+from serve.errors import TenonError
 from serve.gateway.app import Gateway
 from serve.gateway.source import RouteSource
+from serve.net import listen, url_of
 from serve.records import ProcessIdentity, write_json
 from serve.registry import Registry
 
 DRAIN_SECONDS = 30
 """How long running requests may go on after SIGTERM."""
 KEEP_ALIVE_SECONDS = 75
-BACKLOG = 2048
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Bind the port (0: a free one), else raise PortInUse or ConfigError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"port {port} on {host} is taken by another process", "stop it or choose another with --port"
-            ) from error
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    return sock
 
 
 class GatewayServer(uvicorn.Server):
@@ -66,8 +47,7 @@ class GatewayServer(uvicorn.Server):
     @property
     def url(self) -> str:
         """Where clients reach the gateway."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return url_of(self.host, self.port)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then write the record."""
@@ -89,15 +69,12 @@ class GatewayServer(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
     sock = listen(settings.host, settings.port)
-    registry = Registry.open(settings.home)
-    # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    try:
+    with Registry.open(settings.home) as registry:
+        # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json")
         server = GatewayServer(Gateway(source), sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
-    finally:
-        registry.close()
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

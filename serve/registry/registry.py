@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import insert, select
 
@@ -58,6 +58,12 @@ class Registry:
     def close(self) -> None:
         """Close the database; the registry cannot be used afterwards."""
         self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def register(
         self, folder: Path, name: str, base: BaseIdentity, *, max_rank: int, lineage: Lineage | None = None

@@ -104,7 +104,7 @@ def test_gateway_that_cannot_start_is_told_soon(home: Path, fake_engine: str) ->
         taken.listen()
         done = tenon(home, "up", "--detach")
     assert done.returncode == 4
-    assert "cannot be listened on" in cause_and_hint(done)[0]
+    assert "is taken by another process" in cause_and_hint(done)[0]
 
 
 def test_engine_that_cannot_be_reached_is_told_soon(home: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.commands import TENON, environment, tenon
+from support.workers import training_workers
 
 STEPS = 24
 RECIPE = f"""
@@ -36,13 +37,11 @@ def metrics(home: Path) -> list[dict[str, object]]:
 
 def kill_tree(pid: int, *, worker_only: bool) -> None:
     """SIGKILL the worker, or the command that launched it as well."""
-    command = psutil.Process(pid)
-    children = command.children(recursive=True)
+    workers = training_workers(psutil.Process(pid))
     if not worker_only:
         os.kill(pid, signal.SIGKILL)
-    for child in children:
-        if "train.worker" in child.cmdline():
-            os.kill(child.pid, signal.SIGKILL)
+    for worker in workers:
+        worker.kill()
 
 
 @pytest.mark.timeout(240)

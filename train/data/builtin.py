@@ -1,6 +1,6 @@
 """The built-in dataset: what customers write to an online shop, answered with an intent and its details as JSON.
 
-Everything is written by this project: the phrasings stand in ``builtin_support.yaml``, this module fills them in.
+Everything is written by this project: the phrasings stand in ``builtin_support/``, this module fills them in.
 A phrasing belongs to one split, and some products, cities and all order numbers of the test are new to it, so that
 the score tells whether a model has learnt to read such messages and not whether it remembers them.
 """
@@ -25,6 +25,7 @@ SIZES = {"train": 6000, "validation": 300, "test": 600}
 # The order of the details in an answer. "product" and the like are also the names of the slots in the phrasings.
 FIELDS = ("order", "product", "date", "amount", "city", "email")
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SLOT = re.compile(r"\{(\w+)\}")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _LOWERCASE_SHARE = 0.1
@@ -33,6 +34,31 @@ _GREETING_SHARE = 0.2
 _ASIDE_SHARE = {"train": 0.5, "validation": 0.15, "test": 0.15}
 _TYPO_SHARE = {"train": 0.1, "validation": 0.03, "test": 0.03}
 _UNSEEN_SHARE = 0.1
+# How often a detail brings another one along, as in "the kettle from order K48213". Only in training: it teaches that
+# any detail may stand beside any other, whatever the customer wants.
+_COMPANY_SHARE = {"train": 0.3, "validation": 0.0, "test": 0.0}
+_COMPANY = {
+    "{order}": (
+        "{order} with the {product}",
+        "{order} (the {product})",
+        "{order}, the {product},",
+        "{order} of {date}",
+        "{order} from {date}",
+        "{order} for {amount}",
+        "{order} to {city}",
+    ),
+    "{product}": (
+        "{product} from order {order}",
+        "{product} from {order}",
+        "{product} ({order})",
+        "{product} in order {order}",
+        "{product} bought on {date}",
+        "{product} from {date}",
+        "{product} for {amount}",
+        "{product} that cost {amount}",
+        "{product} sent to {city}",
+    ),
+}
 _MONTHS = (
     "January",
     "February",
@@ -56,7 +82,7 @@ def system_message() -> str:
 
 
 def intents() -> tuple[str, ...]:
-    """The names of the intents, in the order of the phrasing file."""
+    """The names of the intents, in the order of ``shop.yaml``."""
     return tuple(_source()["intents"])
 
 
@@ -80,9 +106,15 @@ def generate(seed: int = 0) -> dict[str, list[Row]]:
 
 @cache
 def _source() -> dict[str, Any]:
-    with (Path(__file__).with_name("builtin_support.yaml")).open(encoding="utf-8") as file:
-        source: dict[str, Any] = yaml.safe_load(file)
+    """What ``shop.yaml`` says, and under ``intents`` the phrasings of each intent by split."""
+    folder = Path(__file__).with_name("builtin_support")
+    source: dict[str, Any] = _read(folder / "shop.yaml")
+    source["intents"] = {intent: _read(folder / f"{intent}.yaml") for intent in source["intents"]}
     return source
+
+
+def _read(path: Path) -> Any:
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
 
 
 def _split_rows(split: str, chance: random.Random, seen: set[str]) -> list[Row]:
@@ -118,6 +150,8 @@ def _take_turns(split: str, chance: random.Random) -> Iterator[tuple[str, str]]:
 def _write(phrasing: str, split: str, chance: random.Random) -> tuple[str, dict[str, str]]:
     """One message made from a phrasing, and the details that it mentions, in the order of FIELDS."""
     text = _choose(phrasing, chance)
+    if chance.random() < _COMPANY_SHARE[split]:
+        text = _add_company(text, chance)
     if chance.random() < _ASIDE_SHARE[split]:
         text = _add_aside(text, split, chance)
     if chance.random() < _TYPO_SHARE[split]:
@@ -145,6 +179,15 @@ def _add_aside(text: str, split: str, chance: random.Random) -> str:
     if set(_SLOT.findall(aside)) & set(_SLOT.findall(text)):
         return text
     return f"{aside} {text}" if chance.random() < 0.3 else f"{text} {aside}"
+
+
+def _add_company(text: str, chance: random.Random) -> str:
+    """Let one detail be followed by another that the text does not mention yet."""
+    slot = chance.choice([slot for slot in _COMPANY if slot in text] or ["{order}"])
+    company = chance.choice(_COMPANY[slot])
+    if set(_SLOT.findall(company)) & (set(_SLOT.findall(text)) - {slot[1:-1]}):
+        return text
+    return text.replace(slot, company)
 
 
 def _misspell(text: str, chance: random.Random) -> str:

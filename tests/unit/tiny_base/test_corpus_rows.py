@@ -58,8 +58,8 @@ def test_extracted_values_stand_in_the_prompt():
     for _ in range(1500):
         row = fields(rng)
         prompt, answer = prompt_of(row), answer_of(row)
-        if not answer.startswith("{"):
-            assert answer in prompt
+        if not answer.startswith("{"):  # one value, or the names of the keys that have one
+            assert answer in prompt or all(key in prompt for key in answer.split(", "))
             continue
         for value in json.loads(answer).values():
             assert value is None or (value and value in prompt)
@@ -71,7 +71,23 @@ def test_values_beside_an_intent_stand_in_the_prompt():
         row = intent_and_fields(rng)
         label, *values = json.loads(answer_of(row)).values()
         assert label
-        assert all(value in prompt_of(row) for value in values)
+        assert all(value is None or value in prompt_of(row) for value in values)
+
+
+def test_keys_without_a_value_are_null_or_left_out_as_the_instruction_says():
+    rng = random.Random(8)
+    nulls = omitted = 0
+    for row in (maker(rng) for maker in (fields, intent_and_fields) for _ in range(500)):
+        prompt, answer = prompt_of(row), answer_of(row)
+        if not answer.startswith("{") or "money" in prompt.casefold() or "amount into" in prompt:
+            continue
+        if None in json.loads(answer).values():
+            nulls += 1
+            assert "null" in prompt
+        elif any(word in prompt for word in ("Leave out", "Omit missing", "Only include")):
+            omitted += 1
+    assert nulls > 50
+    assert omitted > 50
 
 
 def test_one_value_is_copied_from_the_prompt():

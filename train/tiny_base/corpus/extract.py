@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from train.tiny_base.corpus.entities import pick
@@ -70,6 +70,16 @@ _ALL_TASKS = (
     "List every value of the message in a JSON object, keys in {style}.",
     "Turn the message into JSON ({style} keys), values exactly as written.",
 )
+_OPEN_INTENT_TASKS = (
+    "Return JSON: the {intent} and whatever details are given.",
+    "Read the {domain} message. Answer with JSON: the {intent} and the details given, keys in {style}.",
+    "Give the {intent} and every detail of the message as one JSON object ({style}).",
+)
+_PRESENT_TASKS = (
+    "Which of these does the message give: {keys}? List them.",
+    "Say which of the fields {keys} can be filled from the text.",
+    "Look for {keys}. Name those that are there.",
+)
 _INTENT_TASKS = (
     "Return JSON with the {intent} and {keys}.",
     "Classify the {domain} message and extract {keys}. JSON keys: {intent}, {keys}.",
@@ -104,14 +114,15 @@ def fields(rng: random.Random) -> Row:
         return asked(rng, pick(rng, _ALL_TASKS).format(style=style), found.text, to_json(rng, named))
     chosen = rng.sample(list(keys), 1 + int(rng.random() * len(keys)))
     wanted: dict[str, str | None] = {keys[role]: found.fields()[role] for role in chosen}
-    absent = _absent(rng, found, set(keys.values()), write) if rng.random() < 0.45 else []
+    absent = _absent(rng, found, set(keys.values()), write) if rng.random() < 0.75 else []
     order = [*wanted, *absent]
     rng.shuffle(order)
+    if absent and rng.random() < 0.1:
+        task = pick(rng, _PRESENT_TASKS).format(keys=", ".join(order))
+        return asked(rng, task, found.text, ", ".join(key for key in order if key in wanted))
     task = pick(rng, _TASKS).format(keys=", ".join(order))
     if absent:
-        null = rng.random() < 0.6
-        task += pick(rng, _MISSING_NULL if null else _MISSING_OMIT)
-        order = order if null else [key for key in order if key in wanted]
+        task, order = _with_absent(rng, task, order, wanted)
     return asked(rng, task, found.text, to_json(rng, {key: wanted.get(key) for key in order}))
 
 
@@ -121,14 +132,24 @@ def intent_and_fields(rng: random.Random) -> Row:
     domain = found_domains[int(rng.random() * len(found_domains))]
     intent = domain.intents[int(rng.random() * len(domain.intents))]
     found = compose(rng, _with_entities(rng, intent.phrasings), int(rng.random() * 3))
-    keys = _keys(rng, found, _key_style(rng))
+    write = _key_style(rng)
+    keys = _keys(rng, found, write)
     style = random_style(rng)
     head = pick(rng, ("intent", "label", "category", "type", "topic", "request"))
     answer: dict[str, Any] = {head: STYLES[style](intent.name)}
     answer.update({keys[role]: value for role, value in found.fields().items() if keys[role] != head})
-    listed = ", ".join(list(answer)[1:]) or "nothing else"
+    if rng.random() < 0.15:
+        task = pick(rng, _OPEN_INTENT_TASKS).format(intent=head, domain=domain.name, style=style)
+        return asked(rng, task, found.text, to_json(rng, answer))
+    present = list(answer)[1:]
+    absent = _absent(rng, found, set(answer), write) if rng.random() < 0.75 else []
+    order = [*present, *absent]
+    rng.shuffle(order)
+    listed = ", ".join(order) or "nothing else"
     task = pick(rng, _INTENT_TASKS).format(intent=head, keys=listed, domain=domain.name, style=style)
-    return asked(rng, task, found.text, to_json(rng, answer))
+    if absent:
+        task, order = _with_absent(rng, task, order, answer)
+    return asked(rng, task, found.text, to_json(rng, {key: answer.get(key) for key in [head, *order]}))
 
 
 def one_value(rng: random.Random) -> Row:
@@ -193,7 +214,17 @@ def _keys(rng: random.Random, found: Message, write: Callable[[str], str]) -> di
 
 
 def _absent(rng: random.Random, found: Message, taken: set[str], write: Callable[[str], str]) -> list[str]:
+    """Keys of up to four kinds of values that the message does not hold."""
     present = {entity.kind for entity in found.entities}
-    kinds = [kind for kind in rng.sample(list(_KEYS), 3) if kind not in present and kind in shared().entities]
-    names = [write(pick(rng, _KEYS[kind])) for kind in kinds[: 1 + int(rng.random() * 2)]]
+    kinds = [kind for kind in rng.sample(list(_KEYS), 8) if kind not in present and kind in shared().entities]
+    names = [write(pick(rng, _KEYS[kind])) for kind in kinds[: 1 + int(rng.random() * 4)]]
     return [name for name in dict.fromkeys(names) if name not in taken]
+
+
+def _with_absent(
+    rng: random.Random, task: str, order: list[str], present: Container[str]
+) -> tuple[str, list[str]]:
+    """Say in the task what becomes of keys without a value: null, or left out; and the keys to answer with."""
+    if rng.random() < 0.4:
+        return task + pick(rng, _MISSING_NULL), order
+    return task + pick(rng, _MISSING_OMIT), [key for key in order if key in present]

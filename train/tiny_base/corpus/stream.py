@@ -22,7 +22,7 @@ MAKERS: Mapping[str, tuple[Callable[[random.Random], Row], float]] = {
     "odd_one_out": (classify.odd_one_out, 2),
     "few_shot": (classify.few_shot, 8),
     "fields": (extract.fields, 12),
-    "intent_and_fields": (extract.intent_and_fields, 7),
+    "intent_and_fields": (extract.intent_and_fields, 12),
     "one_value": (extract.one_value, 3),
     "tone": (language.tone, 4),
     "question": (language.question, 1),
