@@ -1,7 +1,8 @@
 """``make bench-lora-cpu``: LoRA on a CPU with vLLM's stock code and with ours, each beside the bare base.
 
-Starts the real engine twice, without and with our plugin, and has many short chats answered at once by the base,
-by one adapter and by several mixed. What counts are the ratios to the base of the same engine.
+Starts the real engine twice, without and with our plugin, and has many chats answered at once by the base, by one
+adapter and by several mixed: short questions with longer answers (the engine mostly decodes) and long questions
+with the shortest answers (it mostly reads). What counts are the ratios to the base of the same engine.
 """
 
 import argparse
@@ -10,8 +11,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import aiohttp
@@ -19,15 +21,38 @@ from rich.console import Console
 from rich.table import Table
 
 from evalsuite.load.adapters import write_adapter
+from evalsuite.load.bases import SHAPES, write_base
 from serve.engine.client import EngineClient
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
-from serve.registry.base import BaseIdentity, identify_base
+from serve.registry.base import identify_base
 
-CHAT = [
-    {"role": "user", "content": "Where is my parcel? I ordered a kettle last week and it has not come yet."}
-]
-START_TIMEOUT = 300.0
+SENTENCE = "Where is my parcel? I ordered a kettle last week and it has not come yet. "
+START_TIMEOUT = 600.0
+TIMEOUT = aiohttp.ClientTimeout(total=3600)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Chats of one kind: how long the question is, in sentences, and the answer, in tokens."""
+
+    name: str
+    sentences: int
+    tokens: int
+
+    def body(self, model: str, number: int) -> dict[str, object]:
+        """A request; its number stands first in the question, so that no answer comes from the prefix cache."""
+        question = f"{number}. " + SENTENCE * self.sentences
+        return {
+            "model": model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": self.tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+
+
+LOADS = (Load("decode", 1, 32), Load("prefill", 20, 2))
 
 
 @dataclass(frozen=True)
@@ -39,83 +64,101 @@ class UnpluggedSpec(EngineSpec):
         return {**super().environment(inherited), "VLLM_PLUGINS": ""}
 
 
-async def throughput(url: str, models: Sequence[str], *, requests: int, at_once: int, tokens: int) -> float:
-    """Answered requests per second: ``requests`` chats of ``tokens`` tokens, ``models`` taking turns."""
-    gate = asyncio.Semaphore(at_once)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+async def throughput(
+    url: str, load: Load, models: Sequence[str], numbers: Iterator[int], options: argparse.Namespace
+) -> float:
+    """Answered requests per second, ``models`` taking turns."""
+    gate = asyncio.Semaphore(options.at_once)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=TIMEOUT) as session:
 
-        async def ask(number: int) -> None:
-            body = {
-                "model": models[number % len(models)],
-                "messages": CHAT,
-                "max_tokens": tokens,
-                "ignore_eos": True,
-                "temperature": 0,
-            }
+        async def ask(turn: int) -> None:
+            body = load.body(models[turn % len(models)], next(numbers))
             async with gate, session.post(f"{url}/v1/chat/completions", json=body) as reply:
                 reply.raise_for_status()
                 await reply.read()
 
         started = time.perf_counter()
-        await asyncio.gather(*(ask(number) for number in range(requests)))
-        return requests / (time.perf_counter() - started)
+        await asyncio.gather(*(ask(turn) for turn in range(options.requests)))
+        return float(options.requests / (time.perf_counter() - started))
 
 
 async def measure(
     spec: EngineSpec, adapters: Mapping[str, Path], options: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Requests per second of base, one adapter and all mixed, in ``options.rounds`` rounds that take turns."""
-    names = list(adapters)
-    mixes = {"base": [spec.base_name], "1 adapter": names[:1], f"{len(names)} mixed": names}
-    found: dict[str, list[float]] = {name: [] for name in mixes}
+) -> dict[tuple[str, str], list[float]]:
+    """Requests per second by load and mix (base, one adapter, several), in rounds that take turns."""
+    names, numbers = list(adapters), count()
+    mixes = {"base": [spec.base_name]}
+    mixes |= {f"{many} mixed" if many > 1 else "1 adapter": names[:many] for many in options.adapters}
+    found: dict[tuple[str, str], list[float]] = {(load.name, mix): [] for load in LOADS for mix in mixes}
     with tempfile.TemporaryDirectory() as folder:
         engine = await EngineProcess.start(spec, Path(folder) / "engine.log")
         try:
             await engine.wait_ready(START_TIMEOUT)
-            async with EngineClient(engine.url, timeout=60.0) as client:
+            async with EngineClient(engine.url, timeout=300.0) as client:
                 for name, path in adapters.items():
                     await client.load(name, path)
             for turn in range(options.rounds + 1):
-                for name, models in mixes.items():
-                    rate = await throughput(
-                        engine.url,
-                        models,
-                        requests=options.requests,
-                        at_once=options.at_once,
-                        tokens=options.tokens,
-                    )
-                    if turn:  # the first round warms up
-                        found[name].append(rate)
+                for load in LOADS:
+                    for mix, models in mixes.items():
+                        rate = await throughput(engine.url, load, models, numbers, options)
+                        if turn:  # the first round warms up
+                            found[load.name, mix].append(rate)
         finally:
             await engine.stop()
     return found
 
 
-async def compare(base: BaseIdentity, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+async def compare(options: argparse.Namespace) -> dict[str, dict[tuple[str, str], list[float]]]:
     """The measurements of both engines, one after the other."""
     results = {}
     with tempfile.TemporaryDirectory() as folder:
+        if options.shape:
+            base = identify_base(str(write_base(Path(folder) / options.shape, SHAPES[options.shape])))
+        else:
+            base = identify_base(options.model)
+        most = max(options.adapters)
         adapters = {
             f"a{number}": write_adapter(Path(folder) / f"a{number}", base, rank=options.rank, seed=number)
-            for number in range(options.adapters)
+            for number in range(most)
         }
         for label, kind in (("stock", UnpluggedSpec), ("ours", EngineSpec)):
-            spec = kind(base.path, base.name, max_loras=options.adapters, max_lora_rank=options.max_rank)
+            spec = kind(
+                base.path,
+                base.name,
+                max_loras=most,
+                max_lora_rank=options.max_rank,
+                max_model_len=options.max_len,
+            )
             results[label] = await measure(spec, adapters, options)
     return results
 
 
-def show(results: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
-    """Medians in requests per second, and their ratio to the base of the same engine."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("LoRA code", "load", "requests/s", "to base", "all rounds"):
-        table.add_column(column, justify="left" if column in ("LoRA code", "load") else "right")
-    for label, rows in results.items():
-        base = statistics.median(rows["base"])
-        for name, rates in rows.items():
+def rows(results: Mapping[str, Mapping[tuple[str, str], Sequence[float]]]) -> list[dict[str, object]]:
+    """Medians in requests per second, and their ratio to the base of the same engine and load."""
+    found = []
+    for label, measured in results.items():
+        for (load, mix), rates in measured.items():
             middle = statistics.median(rates)
-            each = " ".join(f"{rate:.1f}" for rate in rates)
-            table.add_row(label, name, f"{middle:.1f}", f"{middle / base:.2f}", each)
+            found.append(
+                {
+                    "lora_code": label,
+                    "load": load,
+                    "mix": mix,
+                    "requests_per_second": round(middle, 2),
+                    "to_base": round(middle / statistics.median(measured[load, "base"]), 3),
+                    "rounds": [round(rate, 2) for rate in rates],
+                }
+            )
+    return found
+
+
+def show(found: Sequence[Mapping[str, object]]) -> Table:
+    """The rows as a table."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("LoRA code", "load", "mix", "requests/s", "to base", "rounds"):
+        table.add_column(column)
+    for row in found:
+        table.add_row(*(str(value) for value in row.values()))
     return table
 
 
@@ -123,18 +166,21 @@ def main() -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(prog="python -m evalsuite.load.lora_cpu", description=__doc__)
     parser.add_argument("--model", default="tenon-tiny", help="base model")
-    parser.add_argument("--adapters", type=int, default=3, help="adapters in the mix")
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), help="a base of this shape with random weights instead"
+    )
+    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 3, 8], help="adapters in each mix")
     parser.add_argument("--rank", type=int, default=16, help="their rank")
     parser.add_argument("--max-rank", type=int, default=64, help="highest rank that the engine can load")
+    parser.add_argument("--max-len", type=int, default=1024, help="longest context of the engine")
     parser.add_argument("--requests", type=int, default=96, help="requests of one measurement")
     parser.add_argument("--at-once", type=int, default=32, help="requests at once")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    results = asyncio.run(compare(identify_base(options.model), options))
+    found = rows(asyncio.run(compare(options)))
     console = Console(highlight=False)
-    console.print_json(json.dumps(results)) if options.json else console.print(show(results))
+    console.print_json(json.dumps(found)) if options.json else console.print(show(found))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def comparison_table(comparison: Comparison) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
     table.add_column("metric", min_width=9)
     # Text, not str: an arm's name must not be read as Rich markup.
-    for heading in (comparison.baseline, comparison.candidate, "difference", "95 % interval", "p"):
+    for heading in (comparison.baseline, comparison.candidate, "diff", "95 % interval", "p"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for metric in comparison.metrics:

@@ -5,22 +5,34 @@ its prompt, and if others run beside it, it raises and takes the engine down wit
 without the adapter's change to the output layer, which adapters on the linear layers do not have anyway.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from vllm.lora.layers import BaseLayerWithLoRA, BaseLinearLayerWithLoRA, LogitsProcessorWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from serve.engine.cpu_lora import add_products, group_rows
+from serve.engine.cpu_lora import LayerLoRA, Rows
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     """LoRA on linear layers and logits; embeddings and pooling stay with the stock code."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._layers: dict[int, LayerLoRA] = {}
+
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Note which tokens and which requests of the coming step belong to which adapter."""
         super().update_metadata(*args, **kwargs)
-        self._token_groups = group_rows(self.token_lora_indices)
-        self._request_groups = group_rows(self.sampler_indices)
+        self._token_rows = Rows.of(self.token_lora_indices)
+        self._request_rows = Rows.of(self.sampler_indices)
+
+    def forget(self, first_a: torch.Tensor, slot: int) -> None:
+        """Pack anew what a layer, known by the first of its A matrices, has in a slot."""
+        layer = self._layers.get(first_a.data_ptr())
+        if layer is not None:
+            layer.forget(slot)
 
     def add_lora_linear(
         self,
@@ -35,8 +47,8 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Add the adapters' change of one linear layer, or of several merged ones, to ``y``."""
-        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        add_products(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, self._token_groups)
+        layer = self._layer(lora_a_stacked, lora_b_stacked, output_slices)
+        layer.add(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), scale, self._token_rows)
 
     def add_lora_logits(
         self,
@@ -50,8 +62,33 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Add the adapters' change of the output layer to ``y``, one row per request."""
-        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        groups = self._request_groups
-        if len(x) != len(self.sampler_indices) and any(rows is not None for _, rows in groups):
+        y, x, rows = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), self._request_rows
+        if len(x) != len(rows.slots) and not rows.all_of_one:
             return
-        add_products(y, x, (lora_a_stacked,), (lora_b_stacked,), scale, (lora_b_stacked.shape[-2],), groups)
+        self._layer((lora_a_stacked,), (lora_b_stacked,), (y.shape[-1],)).add(y, x, scale, rows)
+
+    def _layer(
+        self, a_stacked: tuple[torch.Tensor, ...], b_stacked: tuple[torch.Tensor, ...], sizes: Sequence[int]
+    ) -> LayerLoRA:
+        key = a_stacked[0].data_ptr()
+        found = self._layers.get(key)
+        if found is None:
+            found = self._layers[key] = LayerLoRA(a_stacked, b_stacked, sizes)
+        return found
+
+
+def tell_of_changes(kind: type[BaseLayerWithLoRA]) -> None:
+    """Have layers of a kind tell the wrapper when a slot is emptied, which every change of a slot begins with."""
+    reset = kind.reset_lora
+
+    def reset_lora(self: Any, index: int) -> None:
+        reset(self, index)
+        wrapper, stacked = getattr(self, "punica_wrapper", None), self.lora_a_stacked
+        if isinstance(wrapper, GroupedPunicaWrapper):
+            wrapper.forget(stacked if isinstance(stacked, torch.Tensor) else stacked[0], index)
+
+    kind.reset_lora = reset_lora
+
+
+for _kind in (BaseLinearLayerWithLoRA, LogitsProcessorWithLoRA):
+    tell_of_changes(_kind)

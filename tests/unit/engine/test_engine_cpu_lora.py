@@ -2,7 +2,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from serve.engine.cpu_lora import add_products, group_rows  # noqa: E402
+from serve.engine import cpu_lora  # noqa: E402
+from serve.engine.cpu_lora import LayerLoRA, Rows  # noqa: E402
 
 SLOTS, RANK, INNER = 3, 4, 6
 SIZES = (5, 2)
@@ -20,31 +21,78 @@ def by_token(x, a_stacked, b_stacked, scale, slots):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize(
-    "slots", [[-1, -1, -1], [1, 1, 1], [0, -1, 0], [2, 0, -1, 1, 0], [0]], ids=lambda slots: str(slots)
-)
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_each_token_gets_the_change_of_its_own_adapter(slots, scale):
+@pytest.fixture
+def weights():
+    """The matrices of all slots, padded as vLLM pads them: each slot uses other ranks of other layers."""
     torch.manual_seed(0)
-    x = torch.randn(len(slots), INNER)
     a = [torch.randn(SLOTS, 1, RANK, INNER) for _ in SIZES]
     b = [torch.randn(SLOTS, 1, size, RANK) for size in SIZES]
-    y = torch.randn(len(slots), sum(SIZES))
+    a[0][0, 0, 2:], b[0][0, 0, :, 2:] = 0, 0
+    a[1][1], b[1][1] = 0, 0
+    return a, b
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [[-1, -1, -1], [1, 1, 1], [0, -1, 0], [2, 0, -1, 1, 0], [0], [2, 1]],
+    ids=lambda slots: str(slots),
+)
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("at_once", [256, 1])
+def test_each_token_gets_the_change_of_its_own_adapter(monkeypatch, weights, slots, scale, at_once):
+    monkeypatch.setattr(cpu_lora, "_ROWS_AT_ONCE", at_once)
+    a, b = weights
+    x, y = torch.randn(len(slots), INNER), torch.randn(len(slots), sum(SIZES))
     expected = y + by_token(x, a, b, scale, slots)
-    add_products(y, x, a, b, scale, SIZES, group_rows(torch.tensor(slots)))
-    torch.testing.assert_close(y, expected)
+    layer = LayerLoRA(a, b, SIZES)
+    for _ in range(2):
+        found = y.clone()
+        layer.add(found, x, scale, Rows.of(torch.tensor(slots)))
+        torch.testing.assert_close(found, expected)
 
 
-def test_rows_are_grouped_by_slot_and_the_rest_left_out():
-    groups = group_rows(torch.tensor([2, -1, 0, 2]))
-    assert [(slot, rows.tolist()) for slot, rows in groups] == [(0, [2]), (2, [0, 3])]
-    assert group_rows(torch.tensor([1, 1])) == [(1, None)]
-    assert group_rows(torch.tensor([-1, -1])) == []
+def test_rows_say_which_slots_occur():
+    assert Rows.of(torch.tensor([2, -1, 0, 2])).mixture == (0, 2)
+    assert not Rows.of(torch.tensor([2, -1])).all_of_one
+    assert Rows.of(torch.tensor([1, 1])).all_of_one
+    assert not Rows.of(torch.tensor([-1, -1])).all_of_one
+    assert Rows.of(torch.tensor([], dtype=torch.long)).mixture == ()
+
+
+def test_a_slot_that_changes_is_packed_anew(weights):
+    a, b = weights
+    layer, rows, x = LayerLoRA(a, b, SIZES), Rows.of(torch.tensor([0, 1, 2])), torch.randn(3, INNER)
+    layer.add(torch.zeros(3, sum(SIZES)), x, 1.0, rows)
+    for matrices in (*a, *b):
+        matrices[1] = torch.randn_like(matrices[1])
+    layer.forget(1)
+    y = torch.zeros(3, sum(SIZES))
+    layer.add(y, x, 1.0, rows)
+    torch.testing.assert_close(y, by_token(x, a, b, 1.0, [0, 1, 2]))
+
+
+def test_only_a_few_mixtures_are_kept(weights):
+    a, b = weights
+    layer = LayerLoRA(a, b, SIZES)
+    for slots in ([0, 1], [0, 2], [1, 2], [0, 1, 2], [-1, 0, 1]):
+        y, x = torch.zeros(len(slots), sum(SIZES)), torch.randn(len(slots), INNER)
+        layer.add(y, x, 1.0, Rows.of(torch.tensor(slots)))
+        torch.testing.assert_close(y, by_token(x, a, b, 1.0, slots))
+    assert len(layer._mixed) <= 4
+
+
+def test_what_overflows_in_a_row_of_another_adapter_stays_out_of_it():
+    a, b = torch.ones(2, 1, 1, 2), torch.ones(2, 1, 3, 1)
+    a[1] = torch.finfo(torch.float32).max
+    y = torch.zeros(2, 3)
+    LayerLoRA([a], [b], [3]).add(y, torch.full((2, 2), 2.0), 1.0, Rows.of(torch.tensor([0, -1])))
+    LayerLoRA([a], [b], [3]).add(y, torch.full((2, 2), 2.0), 1.0, Rows.of(torch.tensor([0, 1])))
+    assert y[0].eq(8).all()
 
 
 def test_padding_of_the_output_is_left_alone():
     y = torch.zeros(2, 8)
     a, b = torch.ones(1, 1, 2, 3), torch.ones(1, 1, 5, 2)
-    add_products(y, torch.ones(2, 3), [a], [b], 1.0, [8], [(0, None)])
+    LayerLoRA([a], [b], [8]).add(y, torch.ones(2, 3), 1.0, Rows.of(torch.tensor([0, 0])))
     assert y[:, :5].eq(6).all()
     assert y[:, 5:].eq(0).all()
