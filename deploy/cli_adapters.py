@@ -1,5 +1,7 @@
 """``tenon adapters list | show | add | verify | remove``."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.cli_stack import Json, Model, settings_of
-from deploy.console import console, note, print_json, state_text
+from deploy.console import console, for_scripts, note, print_json, state_text, step
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import identify_base
+from serve.registry.sources import Fetched, Limits, Source, fetched, parse_source
 
 app = typer.Typer(help="List, inspect, add, verify and remove adapter versions.", no_args_is_help=True)
 
@@ -37,7 +40,7 @@ def list_versions(
         return
     if not rows:
         console.print(
-            "No adapters yet: run `make train-and-deploy`, or `tenon adapters add FOLDER --name NAME`."
+            "No adapters yet: run `make train-and-deploy`, or `tenon adapters add SOURCE --name NAME`."
         )
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -96,27 +99,48 @@ def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
     console.print(table)
 
 
-@app.command(epilog="Example: tenon adapters add ./my-lora --name support")
+@app.command(
+    epilog="Examples: tenon adapters add ./my-lora --name support · tenon adapters add hf://org/name@v1.0 · "
+    "tenon adapters add s3://bucket/my-lora · tenon adapters add https://example.org/my-lora/"
+)
 def add(
     context: typer.Context,
-    folder: Annotated[
-        Path, typer.Argument(help="PEFT folder: adapter_config.json and adapter_model.safetensors.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="PEFT folder, hub id (org/name, hf://org/name@revision), s3:// or gs:// prefix, http(s) folder."
+        ),
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the adapter; default: the folder's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the adapter; default: the source's.")] = None,
     model: Model = None,
+    allow_private_hosts: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-hosts", help="Let an http(s) source be on this machine or in a private network."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check an adapter's files against the base and register them as the next version."""
+    """Fetch an adapter, check it against the base and register it as the next version.
+
+    Of the source only adapter_config.json and adapter_model.safetensors are read.
+    """
+    for_scripts(as_json)
     settings = settings_of(context, model=model)
-    chosen = check_name(name if name is not None else folder.resolve().name.lower())
+    where = parse_source(source)
+    chosen = check_name(name if name is not None else where.name)
     base = identify_base(settings.model)
-    with opened(context) as registry:
-        lineage = Lineage(source=str(folder.resolve()))
-        version = registry.register(folder, chosen, base, max_rank=settings.max_lora_rank, lineage=lineage)
+    limits = Limits.of(settings, allow_private=allow_private_hosts)
+    with opened(context) as registry, _arrived(where, settings.home, limits) as arrived:
+        lineage = Lineage(source=arrived.origin)
+        version = registry.register(
+            arrived.folder, chosen, base, max_rank=settings.max_lora_rank, lineage=lineage
+        )
     if as_json:
         content = {
             "version": str(version.ref),
             "digest": version.digest,
+            "source": version.lineage.source,
             "warnings": list(version.facts.warnings),
         }
         print_json(content)
@@ -152,6 +176,26 @@ def remove(context: typer.Context, version: Ref, as_json: Json = False) -> None:
         print_json({"removed": str(found.ref)})
         return
     console.print(f"Removed {found.ref}.")
+
+
+@contextmanager
+def _arrived(source: Source, home: Path, limits: Limits) -> Iterator[Fetched]:
+    """The files of a source; a download is a step with its size and time."""
+    if source.kind == "folder":
+        with fetched(source, home, limits) as found:
+            yield found
+        return
+    with ExitStack() as held:
+        with step("fetch") as current:
+
+            def say(done: int, size: int | None) -> None:
+                of = f" of {size / 2**20:.1f}" if size is not None else ""
+                current.say(f"{source.shown}: {done / 2**20:.1f}{of} MiB")
+
+            current.say(source.shown)
+            found = held.enter_context(fetched(source, home, limits, progress=say))
+            current.result = found.origin
+        yield found
 
 
 def summary(registry: Registry, version: Version) -> dict[str, Any]:

@@ -21,6 +21,9 @@ Model = Annotated[
 Port = Annotated[int | None, typer.Option(help="Port of the gateway.", show_default="8080")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
+UNBOUND = {"home", "log_level", "max_adapter_mib", "adapter_timeout", "allow_private_sources"}
+"""Settings that a running stack does not depend on."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
@@ -49,7 +52,7 @@ def settings_to_run(context: typer.Context, **options: Any) -> Settings:
     if stack is None or status_of(settings.home).down:
         return settings
     changed = [name for name in Settings.model_fields if getattr(stack, name) != getattr(settings, name)]
-    changed = [name for name in changed if name not in ("home", "log_level")]
+    changed = [name for name in changed if name not in UNBOUND]
     if changed:
         was = ", ".join(f"{name} {getattr(stack, name)}, not {getattr(settings, name)}" for name in changed)
         raise AlreadyUp(f"the stack of {settings.home} is up with {was}", "run `tenon down` first")

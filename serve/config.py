@@ -41,6 +41,13 @@ class Settings(BaseSettings):
     max_loras: int = Field(4, ge=1, description="distinct adapters that the engine computes in one step")
     max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
     max_lora_rank: Rank = Field(64, description="highest rank that the engine can load")
+    max_adapter_mib: int = Field(2048, ge=1, description="largest weight file that a source may send, in MiB")
+    adapter_timeout: float = Field(
+        3600.0, gt=0, description="seconds that a source has to deliver an adapter"
+    )
+    allow_private_sources: bool = Field(
+        False, description="fetch adapters from http(s) hosts in private networks and on this machine too"
+    )
     max_model_len: int | None = Field(None, ge=16, description="longest prompt plus answer, in tokens")
     engine_args: str = Field(
         "", description="further arguments for the vLLM server, as a shell would split them"

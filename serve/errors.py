@@ -7,6 +7,7 @@
     │   ├── DataError               a data file or a row of it
     │   ├── BaseModelError          the base model's folder or id
     │   ├── AdapterRejected         an adapter's files
+    │   ├── SourceError             where an adapter is said to be
     │   └── BadRequest              a request to the gateway
     │       ├── RequestTooLarge     its body is longer than the gateway reads
     │       ├── RequestTimeout      its body did not arrive in time
@@ -26,7 +27,8 @@
     │   ├── AdapterNotReady         the version exists, but the engine does not hold it
     │   ├── EngineStartFailed
     │   ├── AdapterLoadFailed       the engine refused an adapter
-    │   └── SilentAdapter           the engine says loaded, but answers as the base
+    │   ├── SilentAdapter           the engine says loaded, but answers as the base
+    │   └── SourceUnavailable       an adapter's source does not answer, or breaks off
     ├── TrainingFailed
     ├── GateRefused                 the verdict does not allow this version to answer users
     └── StorageError                disk full, read-only, corrupt
@@ -87,6 +89,12 @@ class AdapterRejected(InputError):
     """An adapter's files are not ones that the engine could serve safely."""
 
     code = "adapter_rejected"
+
+
+class SourceError(InputError):
+    """The source of an adapter is misspelt, does not exist, or is one that we do not fetch from."""
+
+    code = "invalid_source"
 
 
 class BadRequest(InputError):
@@ -223,6 +231,12 @@ class SilentAdapter(AdapterLoadFailed):
     """The engine says that the adapter is loaded, but answers exactly as the base does."""
 
     code = "silent_adapter"
+
+
+class SourceUnavailable(Unavailable):
+    """The source of an adapter did not answer, or broke off the download."""
+
+    code = "source_unavailable"
 
 
 class TrainingFailed(TenonError):

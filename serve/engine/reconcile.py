@@ -208,6 +208,7 @@ class _Pass:
         if engine_name not in self.actual:
             self.states[ref] = ("loading", "")
             await self._write()
+            await self._check_files(version)
             self.memory.loading = engine_name  # stays set when the engine ends here
             self.memory.seconds[ref] = await self.client.load(engine_name, version.path)
             self.memory.loading = None
@@ -218,6 +219,13 @@ class _Pass:
         self.memory.failures.pop(engine_name, None)
         self.states[ref] = ("ready", "")
         await self._write()
+
+    async def _check_files(self, version: Version) -> None:
+        """Files that were changed since they were approved are not loaded."""
+        try:
+            await asyncio.to_thread(self.registry.verify, version.ref)
+        except StorageError as error:
+            raise AdapterLoadFailed(error.message, error.hint) from error
 
     async def unload_unwanted(self) -> None:
         """Unload what has drained long enough; what is new among the unwanted starts to drain.

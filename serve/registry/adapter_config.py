@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -15,12 +16,13 @@ PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
 """Initialisations that leave the base as it was; the others change its weights, which the engine does not."""
 
 PLAIN_LORA = "train it as plain LoRA"
+CONVERT = "convert it with PEFT's save_as_lora(path, model, rank=…)"
 UNSERVED: Mapping[str, tuple[str, str]] = {
-    "use_dora": ("uses DoRA", "train it with use_dora=False, or merge it into the base"),
+    "use_dora": ("uses DoRA", f"train it with use_dora=False, or {CONVERT}"),
     "lora_bias": ("has trained biases (lora_bias)", "train it with lora_bias=False"),
     "alora_invocation_tokens": ("is an activated LoRA (alora_invocation_tokens)", PLAIN_LORA),
     "layer_replication": ("replicates layers (layer_replication)", "train it without layer_replication"),
-    "use_qalora": ("uses QALoRA", PLAIN_LORA),
+    "use_qalora": ("uses QALoRA", "train it with use_qalora=False"),
     "use_bdlora": ("uses block-diagonal LoRA", PLAIN_LORA),
     "arrow_config": ("routes between adapters (arrow_config)", PLAIN_LORA),
     "kasa_config": ("uses KaSA, which changes the base's weights", PLAIN_LORA),
@@ -35,7 +37,17 @@ UNSERVED: Mapping[str, tuple[str, str]] = {
     ),
     "auto_map": ("names code to run (auto_map)", "remove auto_map; adapters bring no code"),
 }
-WILDCARD = re.compile(r"\.\*|\.\+|\\d\+|\[0-9\]\+")
+PEFT_FILE = "use the adapter_config.json that PEFT wrote when it saved these weights"
+CONVERTIBLE = {
+    *("ADALORA", "BOFT", "BONE", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HRA", "IA3", "LOHA", "LOKR"),
+    *("MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "VBLORA", "VERA", "WAVEFT"),
+}
+"""PEFT types that change linear layers by a matrix, so that a LoRA can come close to them."""
+KNOWN_INITS = ("pissa", "olora", "corda", "loftq")
+MAX_PATTERNS = 2000
+MAX_WILD_PATTERNS = 64
+BROAD = re.compile(r"\.\*|\.\+")
+NARROW = re.compile(r"\\d\+|\[0-9\]\+")
 
 
 class Problem(NamedTuple):
@@ -58,12 +70,13 @@ class LoraConfig:
     rank_pattern: Mapping[str, int]
     base: str | None
 
+    @cached_property
+    def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
+        return [(re.compile(rf"(.*\.)?({key})$"), rank) for key, rank in self.rank_pattern.items()]
+
     def rank_of(self, module: str) -> int:
         """The rank of a module, by PEFT's rule: the first pattern that matches a dotted suffix wins."""
-        for pattern, rank in self.rank_pattern.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return rank
-        return self.rank
+        return next((rank for pattern, rank in self._ranks if pattern.match(module)), self.rank)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -92,10 +105,10 @@ def check_config(config: Mapping[str, Any], max_rank: int) -> tuple[LoraConfig |
     """
     peft_type = config.get("peft_type")
     if peft_type != "LORA":
-        problem = Problem(
-            f"peft_type is {peft_type!r}, not 'LORA'", "only LoRA adapters can be served; train it as LoRA"
-        )
-        return None, [problem]
+        way_out = "only LoRA adapters can be served; train it as LoRA"
+        if isinstance(peft_type, str) and peft_type.upper() in CONVERTIBLE:
+            way_out = f"only LoRA adapters can be served; {CONVERT}, or train it as LoRA"
+        return None, [Problem(f"peft_type is {brief(peft_type)}, not 'LORA'", way_out)]
     ranks = list(_rank_problems(config, max_rank))
     patterns = list(_pattern_problems(config, max_rank))
     problems = [*_feature_problems(config), *ranks, *patterns]
@@ -114,34 +127,43 @@ def _feature_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         if config.get(key):
             yield Problem(reason, hint)
     if config.get("bias", "none") != "none":
-        yield Problem(f"has trained biases (bias={config['bias']!r})", "train it with bias='none'")
+        yield Problem(f"has trained biases (bias={brief(config['bias'])})", "train it with bias='none'")
     if config.get("modules_to_save"):
         yield Problem(
-            f"brings whole layers (modules_to_save={config['modules_to_save']!r})",
-            "train it without modules_to_save; LoRA on the same layers can be served",
+            f"brings whole layers (modules_to_save={brief(config['modules_to_save'])})",
+            "train it without modules_to_save and without new tokens; LoRA on the same layers can be served",
         )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
+        known = init.lower().startswith(KNOWN_INITS)
         yield Problem(
-            f"its initialisation {init!r} changed the base's weights, which are not in the adapter",
-            "convert it to plain LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)",
+            f"its initialisation {brief(init)} "
+            + ("changed the base's weights, which are not in the adapter" if known else "is not known here"),
+            "convert it to plain LoRA where it was trained: "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=FOLDER_SAVED_BEFORE_TRAINING)",
         )
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         yield Problem(
-            f"is made for the task type {task!r}, not for generating text", "train it for CAUSAL_LM"
+            f"is made for the task type {brief(task)}, not for generating text", "train it for CAUSAL_LM"
         )
+    if "target_modules" not in config:
+        yield Problem("names no target_modules, which the engine asks for", PEFT_FILE)
+    if type(config.get("use_rslora", False)) is not bool:
+        yield Problem(f"use_rslora is {brief(config['use_rslora'])}, not true or false", PEFT_FILE)
 
 
 def _rank_problems(config: Mapping[str, Any], max_rank: int) -> Iterator[Problem]:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not _positive(rank):
-        yield Problem(f"r is {rank!r}, not a whole number above zero", "correct r in adapter_config.json")
+        yield Problem(
+            f"r is {brief(rank)}, not a whole number above zero", "correct r in adapter_config.json"
+        )
     elif rank > max_rank:
         yield Problem(f"its rank {rank} is above the engine's maximum of {max_rank}", _too_high(max_rank))
     if not _number(alpha) or alpha == 0:
         yield Problem(
-            f"lora_alpha is {alpha!r}, not a number other than zero",
+            f"lora_alpha is {brief(alpha)}, not a number other than zero",
             "correct lora_alpha in adapter_config.json",
         )
 
@@ -152,6 +174,12 @@ def _pattern_problems(config: Mapping[str, Any], max_rank: int) -> Iterator[Prob
         if not isinstance(patterns, dict):
             yield Problem(f"{key} is not an object", f"correct {key} in adapter_config.json")
             continue
+        if len(patterns) > MAX_PATTERNS or sum(map(_wild, patterns)) > MAX_WILD_PATTERNS:
+            yield Problem(
+                f"{key} has {len(patterns):,} patterns, which would take long to match",
+                f"write at most {MAX_PATTERNS:,} patterns, {MAX_WILD_PATTERNS} of them with wildcards",
+            )
+            continue
         for pattern, value in patterns.items():
             if not _harmless(pattern):
                 yield Problem(
@@ -160,7 +188,8 @@ def _pattern_problems(config: Mapping[str, Any], max_rank: int) -> Iterator[Prob
                 )
             elif not valid(value):
                 yield Problem(
-                    f"{key} gives {pattern!r} the value {value!r}", f"correct {key} in adapter_config.json"
+                    f"{key} gives {pattern!r} the value {brief(value)}",
+                    f"correct {key} in adapter_config.json",
                 )
             elif key == "rank_pattern" and value > max_rank:
                 reason = f"its rank {value} for {pattern!r} is above the engine's maximum of {max_rank}"
@@ -179,10 +208,26 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def brief(value: Any) -> str:
+    """A value as a message shows it: a file may hold a megabyte where a word belongs."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _wild(pattern: str) -> bool:
+    return bool(BROAD.search(pattern) or NARROW.search(pattern) or "|" in pattern)
+
+
 def _harmless(pattern: str) -> bool:
-    """Whether a pattern is a valid expression whose matching takes no more than polynomial time."""
-    rest, wildcards = WILDCARD.subn("", pattern)
-    if len(pattern) > 256 or wildcards > 3 or any(sign in rest for sign in "*+?{"):
+    """Whether a pattern is a valid expression that takes a bounded number of steps; the engine runs it too.
+
+    Beside repetition, alternatives multiply: thirty times ``(.|.)`` before a letter that never comes take hours.
+    """
+    rest, broad = BROAD.subn("", pattern)
+    rest, narrow = NARROW.subn("", rest)
+    if len(pattern) > 256 or broad > 2 or broad + narrow > 3 or any(sign in rest for sign in "*+?{"):
+        return False
+    if rest.count("(") > 3 or rest.count("|") > 16:
         return False
     try:
         re.compile(pattern)

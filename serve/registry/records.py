@@ -19,7 +19,7 @@ class AdapterFacts:
     ``rank`` is the largest of any module, ``parameters`` counts its numbers, ``bytes`` is the size of its weight
     file. ``all_zero`` means that it changes nothing: A or B of every module is zero. ``base_digest`` is the
     digest of the base that its config names, where that base is on this machine. ``warnings`` are what could not
-    be checked.
+    be checked, and what was ignored.
     """
 
     rank: int
@@ -36,8 +36,9 @@ class AdapterFacts:
 class Lineage:
     """Where a version comes from.
 
-    ``source`` is ``"run"`` or the folder that it was added from; ``base_digest`` the base that it was trained on
-    (filled in at registration); ``files`` are absolute paths that go with it, such as its test split.
+    ``source`` is ``"run"``, the folder that it was added from, or the URL with its revision or etags;
+    ``base_digest`` the base that it was trained on (filled in at registration); ``files`` are absolute paths that go
+    with it, such as its test split.
     """
 
     run: str | None = None

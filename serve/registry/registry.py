@@ -77,17 +77,22 @@ class Registry:
             raise InputError(f"{name} is the name of the base itself", "choose another name for the adapter")
         folder = folder.expanduser().absolute()
         lineage = lineage or Lineage(source=str(folder))
+        shown = str(folder) if lineage.source == "run" else lineage.source.split("#", 1)[0]
         if lineage.base_digest not in (None, base.digest):
             raise AdapterRejected(
-                f"the adapter in {folder} was trained on another base than {base.name}",
+                f"the adapter in {shown} was trained on another base than {base.name}",
                 "serve it with the base that it was trained on, or train it on this one",
             )
-        facts = validate_adapter(folder, base, max_rank)
+        facts = validate_adapter(folder, base, max_rank, shown=shown)
         lineage = replace(lineage, base_digest=base.digest)
         with self._store.stage(folder) as (staged, digest):
             # What is stored is what was checked, even if the folder changed in between.
-            if validate_adapter(staged, base, max_rank) != facts:
-                raise AdapterRejected(f"the adapter in {folder} changed while it was read", "try again")
+            # Notes differ, as the copy has the two files alone.
+            if (
+                replace(validate_adapter(staged, base, max_rank, shown=shown), warnings=facts.warnings)
+                != facts
+            ):
+                raise AdapterRejected(f"the adapter in {shown} changed while it was read", "try again")
             try:
                 with self._database.write() as connection:
                     ref = versions.add(connection, name, digest, facts, lineage, base.name)

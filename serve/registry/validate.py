@@ -1,12 +1,20 @@
 """Decides whether an adapter's folder may be registered, and says everything that is wrong with it at once."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from serve.errors import AdapterRejected, BaseModelError
-from serve.registry.adapter_config import LoraConfig, Problem, UnreadableConfig, check_config, read_config
+from serve.registry.adapter_config import (
+    LoraConfig,
+    Problem,
+    UnreadableConfig,
+    brief,
+    check_config,
+    read_config,
+)
 from serve.registry.base import BUILTIN, BaseIdentity, identify_base, safe_name
 from serve.registry.records import AdapterFacts
 from serve.registry.store import CONFIG, WEIGHTS
@@ -15,21 +23,32 @@ __all__ = ["AdapterFacts", "validate_adapter"]
 
 MAX_FOLDER_ENTRIES = 10_000
 MAX_ALIKE = 3
-PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
+MAX_REASON = 300
+MAX_IGNORED = 3
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
 CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh"}
-ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".whl"}
-TWO_FILES = f"give a folder with {CONFIG} and {WEIGHTS} alone"
+LEFT_BY_TRAINERS = {"zero_to_fp32.py"}
+TWO_FILES = f"give the folder that holds both {CONFIG} and {WEIGHTS}"
+SAFE_SAVE = (
+    "load the adapter where you trust it and save it with save_pretrained(…, safe_serialization=True), then give "
+    "that folder"
+)
+COPY_OF_BASE = re.compile(r"(-unsloth)?-(bnb-4bit|bnb-8bit|4bit|8bit|awq|gptq|gptq-int4|gptq-int8|fp8)$")
+HUB_CACHE = re.compile(r"models--(?P<org>[^/]+)--(?P<name>[^/]+)(/snapshots/[^/]+)?/?$")
 
 
-def validate_adapter(folder: Path, base: BaseIdentity, max_rank: int) -> AdapterFacts:
+def validate_adapter(folder: Path, base: BaseIdentity, max_rank: int, *, shown: str = "") -> AdapterFacts:
     """Check a PEFT folder against a base; raises AdapterRejected with every problem found.
 
-    Of the folder only ``adapter_config.json`` and ``adapter_model.safetensors`` are read. Other harmless files
-    are ignored; pickles, code, archives and links anywhere in it are refused. ``max_rank`` is the engine's.
+    Of the folder only ``adapter_config.json`` and ``adapter_model.safetensors`` are read, and only they are stored.
+    Whatever else trainers leave there is ignored with a note: it is never opened, links are not followed. Code
+    beside the two files is refused: an adapter that needs it would answer otherwise than its author saw.
+    ``max_rank`` is the engine's; ``shown`` is what errors call the folder, where it was fetched from elsewhere.
     """
+    shown = shown or str(folder)
     problems = list(_folder_problems(folder))
     if not folder.is_dir() or folder.is_symlink():
-        raise _rejection(folder, problems)
+        raise _rejection(shown, problems)
     config, found = _config(folder, max_rank)
     problems += found
     # Imported here, as numpy takes a while and most users of the registry never validate.
@@ -45,7 +64,7 @@ def validate_adapter(folder: Path, base: BaseIdentity, max_rank: int) -> Adapter
         weights = check_weights(folder / WEIGHTS, base, config)
         problems += weights.problems
     if problems or config is None or weights is None:
-        raise _rejection(folder, problems)
+        raise _rejection(shown, problems)
     return AdapterFacts(
         rank=weights.rank,
         alpha=config.alpha,
@@ -54,7 +73,7 @@ def validate_adapter(folder: Path, base: BaseIdentity, max_rank: int) -> Adapter
         bytes=weights.bytes,
         all_zero=weights.all_zero,
         base_digest=base_digest,
-        warnings=tuple(warnings),
+        warnings=tuple(_printable(text) for text in (*warnings, *_ignored(folder))),
     )
 
 
@@ -66,47 +85,62 @@ def _folder_problems(folder: Path) -> Iterator[Problem]:
         what = "it is a file, and archives are not taken" if folder.exists() else "there is no such folder"
         yield Problem(what, TWO_FILES)
         return
-    pickled = False
-    for number, path in enumerate(_entries(folder)):
-        if number >= MAX_FOLDER_ENTRIES:
-            yield Problem(f"it holds more than {MAX_FOLDER_ENTRIES:,} files", TWO_FILES)
-            break
-        problem = _file_problem(path, str(path.relative_to(folder)))
-        if problem is not None:
-            pickled = pickled or path.suffix.lower() in PICKLES
-            yield problem
     for name in (CONFIG, WEIGHTS):
-        if not (folder / name).exists() and not (folder / name).is_symlink():
-            pickle_way = pickled and name == WEIGHTS
-            yield Problem(f"it has no {name}", _safe_save() if pickle_way else TWO_FILES)
+        try:
+            mode = (folder / name).lstat().st_mode
+        except FileNotFoundError:
+            yield _missing(folder, name)
+            continue
+        if stat.S_ISLNK(mode):
+            yield Problem(f"{name} is a symbolic link", "copy the files themselves: cp -rL FOLDER COPY")
+        elif not stat.S_ISREG(mode):
+            yield Problem(f"{name} is not a regular file", TWO_FILES)
+    for path in _others(folder):
+        if path.suffix.lower() in CODE and path.name not in LEFT_BY_TRAINERS:
+            hint = f"adapters bring no code, and none is run; if it works without, {TWO_FILES} alone"
+            yield Problem(f"{path.name} is code", hint)
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            yield Path(place, name)
+def _missing(folder: Path, name: str) -> Problem:
+    pickles = [pickle for pickle in PICKLES if (folder / pickle).exists()]
+    if name == WEIGHTS and pickles:
+        reason = f"it has no {name}, only {pickles[0]}, a pickle, which can run code when it is read"
+        return Problem(reason, SAFE_SAVE)
+    return Problem(f"it has no {name}", _way_out(folder, name))
 
 
-def _file_problem(path: Path, shown: str) -> Problem | None:
-    suffix = path.suffix.lower()
-    mode = path.lstat().st_mode
-    if stat.S_ISLNK(mode):
-        return Problem(f"{shown} is a symbolic link", "copy the files themselves: cp -rL FOLDER COPY")
-    if stat.S_ISDIR(mode):
-        return None
-    if not stat.S_ISREG(mode):
-        return Problem(f"{shown} is a device, pipe or socket", TWO_FILES)
-    if suffix in PICKLES:
-        return Problem(f"{shown} may hold a pickle, which can run code when it is read", _safe_save())
-    if suffix in CODE:
-        return Problem(f"{shown} is code", f"adapters bring no code; {TWO_FILES}")
-    if suffix in ARCHIVES:
-        return Problem(f"{shown} is an archive", f"unpack it elsewhere; {TWO_FILES}")
-    return None
+def _way_out(folder: Path, name: str) -> str:
+    """Where the adapter that somebody meant may be."""
+    checkpoints = [
+        path for path in _others(folder) if (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+    ]
+    if checkpoints:
+        return f"give {max(checkpoints, key=lambda path: path.lstat().st_mtime)}"
+    if name == CONFIG and any(path.name.startswith("model") for path in folder.glob("*.safetensors")):
+        return "this looks like a whole model: serve it as a base with TENON_MODEL, or give its adapter"
+    return TWO_FILES
 
 
-def _safe_save() -> str:
-    return f"save the adapter with save_pretrained(…, safe_serialization=True) and {TWO_FILES}"
+def _ignored(folder: Path) -> list[str]:
+    """A note on what else lies in the folder, if anything does."""
+    names = sorted(path.name for path in _others(folder))
+    if not names:
+        return []
+    more = len(names) - MAX_IGNORED
+    shown = ", ".join(names[:MAX_IGNORED]) + (f" and {more:,} more" if more > 0 else "")
+    return [f"ignored and not read: {shown}; an adapter is {CONFIG} and {WEIGHTS} alone"]
+
+
+def _others(folder: Path) -> list[Path]:
+    """What lies beside the two files, up to a bound; nothing below is looked at."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name not in (CONFIG, WEIGHTS):
+                found.append(Path(entry.path))
+            if len(found) >= MAX_FOLDER_ENTRIES:
+                break
+    return found
 
 
 def _config(folder: Path, max_rank: int) -> tuple[LoraConfig | None, list[Problem]]:
@@ -125,38 +159,61 @@ def _base_hint(hint: str | None, base: BaseIdentity) -> tuple[str | None, list[s
     name that differs and leads nowhere is a warning, as people rename folders. The network is never asked.
     """
     if not hint:
-        return (
-            None,
-            ["adapter_config.json does not say which base it was trained on; only shapes were checked"],
-            [],
-        )
-    folder = Path(hint).expanduser()
-    if hint == BUILTIN or folder.is_dir():
+        note = "adapter_config.json does not say which base it was trained on; only shapes were checked"
+        return None, [note], []
+    folder = _local(hint)
+    if hint == BUILTIN or folder is not None:
         try:
-            digest = base.digest if folder.absolute() == base.path else identify_base(hint).digest
+            digest = base.digest if folder == base.path else identify_base(hint).digest
         except BaseModelError:
-            return (
-                None,
-                [f"the base {hint} that it was trained on cannot be read; only shapes were checked"],
-                [],
-            )
+            note = f"the base {brief(hint)} that it was trained on cannot be read; only shapes were checked"
+            return None, [note], []
         if digest != base.digest:
-            reason = f"it was trained on {hint}, which is another base than {base.name}"
+            reason = f"it was trained on {brief(hint)}, which is another base than {base.name}"
             return digest, [], [Problem(reason, "serve it with that base, or train it on this one")]
         return digest, [], []
-    if safe_name(hint) == base.name:
+    name = _base_name(hint)
+    if name == base.name:
         return None, [], []
-    return None, [f"it was trained on {hint!r}, which is not on this machine; its shapes fit {base.name}"], []
+    if COPY_OF_BASE.sub("", name) == COPY_OF_BASE.sub("", base.name):
+        return None, [f"it was trained on {brief(hint)}, a quantised copy of {base.name}"], []
+    return (
+        None,
+        [f"it was trained on {brief(hint)}, which is not on this machine; its shapes fit {base.name}"],
+        [],
+    )
 
 
-def _rejection(folder: Path, problems: list[Problem]) -> AdapterRejected:
+def _local(hint: str) -> Path | None:
+    """The folder that a hint names, if there is one here. A hint is whatever somebody wrote in a file."""
+    try:
+        folder = Path(hint).expanduser()
+        return folder.absolute() if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _base_name(hint: str) -> str:
+    """The name that a hub id or a path on another machine gives to a base."""
+    cached = HUB_CACHE.search(hint)
+    # ModelScope's cache writes a dot in a name as three underscores.
+    return safe_name((cached["name"] if cached else hint).replace("___", "."))
+
+
+def _rejection(shown: str, problems: list[Problem]) -> AdapterRejected:
     """One error for all problems; of those with the same way out only the first few are spelt out."""
     alike: dict[str, list[str]] = {}
     for problem in problems:
         alike.setdefault(problem.hint, []).append(problem.reason)
-    reasons = []
+    reasons: list[str] = []
     for group in alike.values():
-        reasons += group[:MAX_ALIKE]
+        reasons += map(_printable, group[:MAX_ALIKE])
         if len(group) > MAX_ALIKE:
             reasons.append(f"and {len(group) - MAX_ALIKE} more like these")
-    return AdapterRejected(f"the adapter in {folder} is refused: {'; '.join(reasons)}", "; ".join(alike))
+    return AdapterRejected(f"the adapter in {shown} is refused: {'; '.join(reasons)}", "; ".join(alike))
+
+
+def _printable(text: str) -> str:
+    """Text that may hold what an adapter's author wrote, fit for a terminal and a log."""
+    plain = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return plain if len(plain) <= MAX_REASON else f"{plain[: MAX_REASON - 1]}…"

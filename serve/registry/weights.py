@@ -20,10 +20,12 @@ from serve.registry.tensor_file import (
     read_header,
 )
 
+# The engine strips this prefix wherever it is, and needs none.
+PREFIX = "base_model.model."
 LORA_NAME = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<side>[AB])(?P<weight>\.weight)?"
+    r"(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<side>[AB])(?P<weight>\.weight)?", re.DOTALL
 )
-FROZEN_COPY = re.compile(r"base_model\.model\.(?P<module>.*(?:embed_tokens|lm_head))\.base_layer\.weight")
+FROZEN_COPY = re.compile(r"(?P<module>.+\.(?:embed_tokens|lm_head))\.base_layer\.weight", re.DOTALL)
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -38,6 +40,8 @@ QUANTISED = (
 MIN_HEADER_BYTES = 1024 * 1024
 BYTES_PER_ENTRY = 512
 
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+SAVED_BY_PEFT = "save it with the save_pretrained of the unwrapped PEFT model, not from its state_dict"
 BROKEN_FILE = "save the adapter again with save_pretrained(…, safe_serialization=True)"
 OTHER_BASE = "it was trained on another base: serve it with that one, or train it on this one"
 
@@ -85,11 +89,13 @@ def _structure(
         if entry.dtype not in DTYPES:
             hint = "save the adapter in float32, float16 or bfloat16"
             yield Problem(f"tensor {name} has the dtype {entry.dtype}", hint)
-        match, copy = LORA_NAME.fullmatch(name), FROZEN_COPY.fullmatch(name)
+        match, copy = LORA_NAME.fullmatch(without_prefix(name)), FROZEN_COPY.fullmatch(name)
         if match and bool(match["table"]) != bool(match["weight"]):
-            found.sides.setdefault(match["module"], {})[match["side"]] = name
+            sides = found.sides.setdefault(match["module"], {})
+            if sides.setdefault(match["side"], name) != name:
+                yield Problem(f"{name} and {sides[match['side']]} are the same weight", BROKEN_FILE)
         elif copy:
-            yield from _frozen_copy(name, entry, base, copy["module"])
+            yield from _frozen_copy(name, entry, base, without_prefix(copy["module"]))
         else:
             yield _unknown(name)
     if not header.tensors:
@@ -100,7 +106,11 @@ def _structure(
             yield Problem(f"{module} has lora_{here} but no lora_{missing}", BROKEN_FILE)
             continue
         a, b = header.tensors[sides["A"]].shape, header.tensors[sides["B"]].shape
-        yield from _module(module, a, b, "embedding" in sides["A"], base, config)
+        tables = {".lora_embedding_" in name for name in sides.values()}
+        if len(tables) > 1:
+            yield Problem(f"{module} is half an embedding and half a linear layer", BROKEN_FILE)
+            continue
+        yield from _module(module, a, b, tables.pop(), base, config)
         found.rank = max(found.rank, a[0] if a else 0)
         found.parameters += math.prod(a) + math.prod(b)
 
@@ -117,14 +127,16 @@ def _module(
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] == 0:
         yield Problem(f"{module}: A {_shape(a)} and B {_shape(b)} are no pair of one rank", BROKEN_FILE)
         return
+    quantised = any(module + suffix in base.shapes for suffix in QUANTISED)
+    shape = base.shapes.get(f"{module}.weight")
+    if not quantised and (shape is None or len(shape) != 2):
+        yield _no_layer(module, base)
+        return
+    # Patterns are matched last: against names that the base has, so that no name makes a match slow.
     if config is not None and a[0] != config.rank_of(module):
         reason = f"{module} has rank {a[0]}, where adapter_config.json says {config.rank_of(module)}"
         yield Problem(reason, "use the adapter_config.json that was saved with these weights")
-    if any(module + suffix in base.shapes for suffix in QUANTISED):
-        return
-    shape = base.shapes.get(f"{module}.weight")
-    if shape is None or len(shape) != 2:
-        yield Problem(f"{module} is no layer of the base {base.name} that LoRA can change", OTHER_BASE)
+    if quantised or shape is None:
         return
     # An embedding's weight is (vocabulary, width), and its A is indexed by token: the other way round.
     out, inner = reversed(shape) if table else shape
@@ -132,6 +144,21 @@ def _module(
         yield Problem(
             f"{module} is {b[0]}×{a[1]} in the adapter and {out}×{inner} in the base {base.name}", OTHER_BASE
         )
+
+
+def without_prefix(name: str) -> str:
+    """The name of a tensor as the engine reads it, without the prefix that PEFT gives."""
+    return name.replace(PREFIX, "") if name.startswith(PREFIX) else name
+
+
+def _no_layer(module: str, base: BaseIdentity) -> Problem:
+    reason, way_out = f"{module} is no layer of the base {base.name} that LoRA can change", OTHER_BASE
+    if any(wrapper in module for wrapper in WRAPPERS) or module.startswith("module."):
+        way_out = SAVED_BY_PEFT
+    elif module == "lm_head" and f"{module}.weight" not in base.shapes:
+        reason = f"{reason}: it shares the embeddings' weights"
+        way_out = "train it without lm_head among the target_modules"
+    return Problem(reason, way_out)
 
 
 def _frozen_copy(name: str, entry: TensorEntry, base: BaseIdentity, module: str) -> Iterator[Problem]:
@@ -148,6 +175,8 @@ def _unknown(name: str) -> Problem:
     if "embed_tokens" in name or "lm_head" in name:
         reason = f"{name} replaces a whole embedding, as adapters with added tokens do"
         return Problem(reason, "train it without new tokens: save_pretrained(…, save_embedding_layers=False)")
+    if re.search(r"\.lora_(embedding_)?[AB]\.", name) and not name.endswith("bias"):
+        return Problem(f"{name} has the adapter's name in it", SAVED_BY_PEFT)
     if "lora_magnitude_vector" in name:
         return Problem(f"{name} belongs to DoRA", "train it with use_dora=False")
     if name.endswith("bias"):

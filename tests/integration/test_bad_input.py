@@ -109,7 +109,7 @@ def test_unknown_model_folder(tmp_path: Path) -> None:
 
 
 def pickle(folder: Path) -> None:
-    (folder / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
 
 def other_base(folder: Path) -> None:

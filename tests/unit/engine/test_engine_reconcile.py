@@ -76,6 +76,32 @@ async def test_an_engine_that_forgot_everything_gets_it_back(registry, add, engi
     assert states(registry) == {"support@v1": "ready"}
 
 
+async def test_files_swapped_after_approval_are_not_loaded(registry, add, engine, converge):
+    version, other = add(), add("other")
+    registry.set_alias("support", version.ref)
+    weights = version.path / "adapter_model.safetensors"
+    version.path.chmod(0o755)
+    whole = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes((other.path / weights.name).read_bytes())
+    result = await converge()
+    assert engine.adapters == {}
+    assert "were changed" in result.failed[version.engine_name]
+    assert states(registry) == {"support@v1": "failed"}
+    weights.write_bytes(whole)
+    expire(converge.memory)
+    await converge()
+    assert states(registry) == {"support@v1": "ready"}
+
+
+async def test_files_that_are_gone_are_not_loaded(registry, add, engine, converge):
+    version = add()
+    registry.set_alias("support", version.ref)
+    version.path.rename(version.path.with_name("elsewhere"))
+    assert "cannot be read" in (await converge()).failed[version.engine_name]
+    assert engine.adapters == {}
+
+
 async def test_what_nobody_wants_drains_before_it_goes(registry, add, engine, converge):
     version = add()
     registry.want(version.ref)

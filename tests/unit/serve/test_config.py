@@ -18,6 +18,9 @@ VALUES = {
     "max_loras": "8",
     "max_cpu_loras": "32",
     "max_lora_rank": "128",
+    "max_adapter_mib": "512",
+    "adapter_timeout": "60",
+    "allow_private_sources": "True",
     "max_model_len": "4096",
     "engine_args": "--seed 1",
     "engine_start_timeout": "30",
@@ -44,6 +47,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
     assert {name: str(getattr(settings, name)) for name in VALUES} == {
         **VALUES,
         "engine_start_timeout": "30.0",
+        "adapter_timeout": "60.0",
     }
     assert settings.model_fields_set == VALUES.keys()
 
