@@ -24,6 +24,7 @@
     │   ├── NotUp                   the stack does not run
     │   ├── EngineUnavailable       the engine is down or restarting
     │   ├── EngineFailed            the engine answers, but with an error of its own
+    │   ├── Overloaded              every place is taken, or a request waited too long for one
     │   ├── AdapterNotReady         the version exists, but the engine does not hold it
     │   ├── EngineStartFailed
     │   ├── AdapterLoadFailed       the engine refused an adapter
@@ -207,6 +208,16 @@ class EngineFailed(Unavailable):
 
     status = 502
     code = "engine_failed"
+
+
+class Overloaded(Unavailable):
+    """Every place in the queue is taken, or one did not become free in time; try after ``retry_after`` seconds."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, hint: str = "", *, retry_after: int = 1) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
 
 
 class AdapterNotReady(Unavailable):

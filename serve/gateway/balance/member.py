@@ -1,0 +1,36 @@
+"""One engine in the pool: what the route table says of it, and what is kept about it here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from serve.gateway.balance.residency import Residency
+from serve.gateway.balance.slots import Limits, Slots
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """One engine as the route table knows it: ``adapters`` are the engine names that are ready on it."""
+
+    name: str
+    adapters: frozenset[str]
+    limits: Limits
+    max_cpu_loras: int = 16
+
+
+class Member:
+    """An engine in the pool, with what is kept about it here."""
+
+    def __init__(self, info: EngineInfo, clock: Callable[[], float]) -> None:
+        self.info = info
+        self.slots = Slots(info.limits, clock)
+        self.residency = Residency(info.max_cpu_loras)
+
+    def status(self) -> dict[str, Any]:
+        """How it does, for ``/api/status``."""
+        return {
+            "running": self.slots.running,
+            "waiting": self.slots.waiting,
+            "adapters_running": sorted(self.slots.holders),
+            "adapters_draining": sorted(self.slots.draining),
+        }
