@@ -129,9 +129,12 @@ class Settings(BaseSettings):
 
     @classmethod
     def stored(cls, content: Mapping[str, Any]) -> Self:
-        """The settings that :meth:`model_dump` gave, whatever the environment says now; else ConfigError."""
-        missing = cls.model_fields.keys() - content.keys()
-        return cls._checked(content, [f"{name} is missing" for name in sorted(missing)])
+        """The settings that :meth:`model_dump` gave, whatever the environment says now; else ConfigError.
+
+        Settings that older code did not know have their defaults.
+        """
+        defaults = {name: field.get_default() for name, field in cls.model_fields.items()}
+        return cls._checked({**defaults, **content}, [])
 
     @classmethod
     def _checked(cls, values: Mapping[str, Any], problems: list[str]) -> Self:

@@ -67,6 +67,16 @@ def test_stored_settings_do_not_see_the_environment() -> None:
     assert settings.port == 8080
 
 
+def test_stored_settings_of_older_code_have_the_defaults_of_what_it_did_not_know() -> None:
+    content = Settings.read(port=9000).model_dump(mode="json")
+    del content["max_model_len"], content["log_level"]
+    os.environ.update(TENON_MAX_MODEL_LEN="99")
+    settings = Settings.stored(content)
+    assert settings.max_model_len is None
+    assert settings.log_level == "info"
+    assert settings.port == 9000
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
