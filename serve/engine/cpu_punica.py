@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from vllm.lora.layers import BaseLayerWithLoRA, BaseLinearLayerWithLoRA, LogitsProcessorWithLoRA
+from vllm.lora.layers import BaseLayerWithLoRA, LogitsProcessorWithLoRA
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from serve.engine.cpu_lora import LayerLoRA, Rows
