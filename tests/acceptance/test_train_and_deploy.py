@@ -11,13 +11,12 @@ from support.stack import RunningStack
 
 from deploy.status import status
 
-BASE_AT_MOST = 0.40
-# The built-in task is to be learnt to 0.90; the present base gets to about 0.7 (docs/benchmarks.md).
-ADAPTER_AT_LEAST = 0.55
+# Accuracy of the intent; and of whole answers, which is 0.87 to 0.89 from run to run (docs/benchmarks.md).
+BASE_AT_MOST, ADAPTER_AT_LEAST, EXACT_AT_LEAST = 0.40, 0.90, 0.82
 
 
-def scores(outcome: dict[str, Any], arm: str) -> float:
-    return float(outcome["evaluation"]["scores"][arm]["exact_match"])
+def scores(outcome: dict[str, Any], arm: str, metric: str = "exact_match") -> float:
+    return float(outcome["evaluation"]["scores"][arm][metric])
 
 
 @pytest.mark.timeout(900)
@@ -36,8 +35,9 @@ def test_two_versions_one_engine(stack: RunningStack, client: openai.OpenAI) -> 
     outcome = json.loads(second.stdout)
     assert (outcome["version"], outcome["verdict"], outcome["deployed"]) == ("main@v2", "better", True)
     assert outcome["engine_pid"] == engine
-    assert scores(outcome, stack.base.name) <= BASE_AT_MOST
-    assert scores(outcome, "main@v2") >= ADAPTER_AT_LEAST
+    assert scores(outcome, stack.base.name, "label_accuracy") <= BASE_AT_MOST
+    assert scores(outcome, "main@v2", "label_accuracy") >= ADAPTER_AT_LEAST
+    assert scores(outcome, "main@v2") >= EXACT_AT_LEAST
     assert scores(outcome, "main@v2") > scores(outcome, "main@v1 (live)")
     report = Path(outcome["report"]).read_text()
     assert "main@v2" in report

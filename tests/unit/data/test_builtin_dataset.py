@@ -113,6 +113,13 @@ def test_the_test_split_has_products_cities_and_orders_that_training_never_saw(d
         assert len(unseen) >= 5, field
 
 
+def test_what_only_the_test_asks_about_is_not_in_training():
+    for kind in ("products", "cities"):
+        pools = builtin._source()[kind]
+        for pool in pools.keys() - {"test"}:
+            assert not set(pools["test"]) & set(pools[pool]), (kind, pool)
+
+
 def test_rows_have_the_form_that_training_reads(dataset):
     for row in dataset["validation"]:
         assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
