@@ -67,15 +67,25 @@ class Version:
 
 @dataclass(frozen=True)
 class Alias:
-    """A mutable name, the version it means and the one it meant before, which stays loaded for a rollback."""
+    """A mutable name, the versions it means and the one it meant before, which stays loaded for a rollback.
+
+    ``targets`` are one or more versions with the weights by which conversations are split among them: integers,
+    not all zero. ``target`` is the first in rank: the one of the largest weight.
+    """
 
     name: str
     target: Version
+    targets: tuple[tuple[Version, int], ...]
     previous: VersionRef | None
     sampling: Mapping[str, Any]
     verdict: str | None
     forced: bool
     changed_at: datetime
+
+    @property
+    def refs(self) -> tuple[VersionRef, ...]:
+        """The versions that it means."""
+        return tuple(version.ref for version, _ in self.targets)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class AliasChange:
 
     alias: str
     target: VersionRef
+    targets: tuple[tuple[VersionRef, int], ...]
     digest: str
     previous: VersionRef | None
     sampling: Mapping[str, Any]
@@ -91,6 +102,11 @@ class AliasChange:
     forced: bool
     by: str
     changed_at: datetime
+
+    @property
+    def refs(self) -> tuple[VersionRef, ...]:
+        """The versions that it named."""
+        return tuple(ref for ref, _ in self.targets)
 
 
 @dataclass(frozen=True)
@@ -117,3 +133,15 @@ class EvaluationRecord:
     verdict: str
     report: str
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class EngineSeen:
+    """An engine as its supervisor last told of it; ``seen_at`` is the database's time."""
+
+    name: str
+    url: str
+    base_name: str
+    state: str
+    reason: str
+    seen_at: datetime
