@@ -101,7 +101,7 @@ def history(connection: Connection, name: str) -> list[AliasChange]:
         AliasChange(
             alias=row.alias,
             target=parse_version(row.target),
-            targets=tuple((parse_version(ref), weight) for ref, weight in row.targets or [(row.target, 1)]),
+            targets=tuple((parse_version(ref), weight) for ref, weight in row.targets or ()),
             digest=row.digest,
             previous=parse_version(row.previous) if row.previous else None,
             sampling=row.sampling,
@@ -136,7 +136,7 @@ def _to_alias(connection: Connection, store: Store, row: Row[Any]) -> Alias:
     return Alias(
         name=row.name,
         target=main,
-        targets=tuple((version_rows.to_version(each, store), each.weight) for each in found) or ((main, 1),),
+        targets=tuple((version_rows.to_version(each, store), each.weight) for each in found),
         previous=_ref_of(connection, row.previous_id),
         sampling=row.sampling,
         verdict=row.verdict,

@@ -75,12 +75,16 @@ class Alias:
 
     name: str
     target: Version
-    targets: tuple[tuple[Version, int], ...]
     previous: VersionRef | None
     sampling: Mapping[str, Any]
     verdict: str | None
     forced: bool
     changed_at: datetime
+    targets: tuple[tuple[Version, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            object.__setattr__(self, "targets", ((self.target, 1),))
 
     @property
     def refs(self) -> tuple[VersionRef, ...]:
@@ -94,7 +98,6 @@ class AliasChange:
 
     alias: str
     target: VersionRef
-    targets: tuple[tuple[VersionRef, int], ...]
     digest: str
     previous: VersionRef | None
     sampling: Mapping[str, Any]
@@ -102,6 +105,11 @@ class AliasChange:
     forced: bool
     by: str
     changed_at: datetime
+    targets: tuple[tuple[VersionRef, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            object.__setattr__(self, "targets", ((self.target, 1),))
 
     @property
     def refs(self) -> tuple[VersionRef, ...]:

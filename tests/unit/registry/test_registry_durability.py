@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ class Nursery:
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        pid = int(self.process.stdout.readline().split()[1])
+        pid = int(self.process.stdout.readline())
         told = [self.process.stdout.readline()]
         time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
@@ -74,13 +75,12 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(
 ) -> None:
     for number in (1, 2):
         registry.register(write_adapter(tmp_path / str(number), seed=number), "support", base, max_rank=64)
-    nursery = Nursery(place)
-    for kill in range(KILLS):
-        acknowledged = nursery.kill_one(0.003 * (kill % 20))
-        assert acknowledged <= until_free(registry) <= acknowledged + 1
-        if kill % 20 == 0 or kill == KILLS - 1:
-            assert_intact(place)
-    nursery.close()
+    with closing(Nursery(place)) as nursery:
+        for kill in range(KILLS):
+            acknowledged = nursery.kill_one(0.003 * (kill % 20))
+            assert acknowledged <= until_free(registry) <= acknowledged + 1
+            if kill % 20 == 0 or kill == KILLS - 1:
+                assert_intact(place)
     assert registry.revision() == 2 + len(registry.history("support"))
     assert registry.revision() > KILLS
 
