@@ -58,7 +58,7 @@ def train(
 
     for_scripts(as_json)
     settings = settings_of(context)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         version = train_and_register(settings, Recipe.load(recipe, overrides or []), registry)
     if as_json:
         print_json({"version": str(version.ref), "digest": version.digest, "run": version.lineage.run})
@@ -83,7 +83,7 @@ def evaluate(
 
     for_scripts(as_json)
     settings = settings_of(context)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         found = registry.version(parse_version(version))
         asked = from_data(settings.home, found, data) if data is not None else recorded(found)
         with wanted(registry, found.ref):
@@ -114,7 +114,7 @@ def deploy(
     for_scripts(as_json)
     settings = settings_of(context)
     defaults = SamplingDefaults.parse(assignments(sampling)).values() if sampling else None
-    with Registry.open(settings.home) as registry, step("deploy") as current:
+    with Registry.of(settings) as registry, step("deploy") as current:
         found = registry.version(parse_version(version))
         moved = move_alias(
             registry,

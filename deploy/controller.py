@@ -53,8 +53,11 @@ def read_stack(home: Path) -> Settings | None:
 
 
 def write_stack(settings: Settings) -> None:
-    """Remember what the stack was asked for, so that a new controller carries on with the same."""
-    write_json(stack_file(settings.home), settings.model_dump(mode="json"))
+    """Remember what the stack was asked for, so that a new controller carries on with the same.
+
+    Only its owner may read the file, as the database's URL may hold a password.
+    """
+    write_json(stack_file(settings.home), settings.model_dump(mode="json"), private=True)
 
 
 @contextmanager
@@ -97,7 +100,9 @@ class GatewayKeeper:
     def _start(self) -> ProcessIdentity:
         settings = self.settings
         where = ("--home", str(settings.home), "--host", settings.host, "--port", str(settings.port))
-        self.child = spawn("serve.gateway", *where, log=settings.logs / "gateway.log")
+        url = settings.database_url
+        secrets = {"TENON_DATABASE_URL": url.get_secret_value() if url is not None else ""}
+        self.child = spawn("serve.gateway", *where, log=settings.logs / "gateway.log", variables=secrets)
         return ProcessIdentity.of(self.child.pid)
 
     def _ended(self, gateway: ProcessIdentity, lived: float) -> None:
@@ -126,7 +131,7 @@ async def control(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_gateway.set)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         supervisor = supervisor_of(settings, registry)
         engine = asyncio.create_task(supervisor.run(stop))
         gateway = asyncio.create_task(GatewayKeeper(settings).run(stop_gateway))

@@ -15,7 +15,8 @@
     ├── NotFound
     │   ├── ModelNotFound           a request names no model we serve
     │   ├── VersionNotFound         no such ``name@vN``
-    │   └── RunNotFound
+    │   ├── RunNotFound
+    │   └── KeyNotFound             no such API key
     ├── Conflict
     │   ├── PortInUse
     │   ├── AlreadyUp
@@ -154,6 +155,12 @@ class RunNotFound(NotFound):
     """No such run is recorded."""
 
     code = "run_not_found"
+
+
+class KeyNotFound(NotFound):
+    """No such API key was created, or it is revoked."""
+
+    code = "key_not_found"
 
 
 class Conflict(TenonError):

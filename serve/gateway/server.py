@@ -69,7 +69,7 @@ class GatewayServer(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
     sock = listen(settings.host, settings.port)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
