@@ -65,6 +65,8 @@ _CHOICES: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
     "tokenize": (("prompt",), ("messages",)),
     "score": PAIRS,
 }
+CHECKED_ONLY: Mapping[Kind, tuple[str, ...]] = {"chat": ("metadata", "modalities", "service_tier")}
+"""Fields that mean nothing to an engine."""
 DEFAULT_RULES = Rules()
 
 
@@ -107,7 +109,7 @@ def _check_depth(body: dict[str, Any]) -> None:
 
 
 def check_request(body: dict[str, Any], kind: Kind, rules: Rules = DEFAULT_RULES) -> dict[str, Any]:
-    """The fields of ``body`` that the engine may see, each checked, in an object of its own.
+    """The fields of ``body`` that the engine may see, each checked, in an object of its own, without nulls.
 
     Raises BadRequest or UnknownField, which name the field.
     """
@@ -121,12 +123,8 @@ def check_request(body: dict[str, Any], kind: Kind, rules: Rules = DEFAULT_RULES
         _check_sequences(checked)
     elif kind in _CHOICES:
         _check_choice(body, _CHOICES[kind])
-    if kind != "responses":  # the one endpoint whose engine sends them back
-        checked.pop("metadata", None)
-    if kind == "chat":
-        checked.pop("modalities", None)
-        checked.pop("service_tier", None)
-    return checked
+    unseen = CHECKED_ONLY.get(kind, ())
+    return {name: value for name, value in checked.items() if value is not None and name not in unseen}
 
 
 def _check_strangers(body: dict[str, Any], names: set[str], kind: Kind, rules: Rules) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,6 +155,20 @@ def test_whatever_comes_is_passed_or_refused(body: dict[str, Any], endpoint: Any
 
 def error_names(param: str | None, body: dict[str, Any]) -> bool:
     return str(param).partition(".")[0].partition("[")[0] in {*body, "messages", "prompt"}
+
+
+@given(st.data())
+def test_any_values_in_known_fields_are_checked_or_refused(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(sorted(FIELDS)))
+    names = st.sampled_from(sorted(FIELDS[kind]))
+    body = data.draw(st.dictionaries(names, json_values, max_size=4))
+    try:
+        checked = check_request({"model": "m", **body}, kind)
+    except BadRequest:
+        return
+    assert checked.keys() <= FIELDS[kind]
+    assert None not in checked.values()
+    orjson.dumps(checked)
 
 
 @given(st.binary(max_size=64))

@@ -115,3 +115,13 @@ async def test_after_the_deadline_streams_end_with_an_error(tmp_path: Path) -> N
         events = await asyncio.wait_for(running_stream, 10)
     assert "[DONE]" not in events
     assert "shutting down" in events.strip().split("\n\n")[-1]
+
+
+async def test_presets_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "presets.yaml").write_text("a: {temperature: 9}")
+    process = await start(tmp_path, "--port", str(free_port()))
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    last = errors.decode().splitlines()[-1]
+    assert last.startswith("gateway: ")
+    assert "presets.yaml: a: temperature" in last
