@@ -29,6 +29,7 @@ PREFIX = "TENON_"
 FOR_TESTS = "TENON_TEST_"
 SECRETS = ("database_url",)
 """Settings that no message may show."""
+MEDIA = ("image", "audio", "video")
 
 
 def _whole_number(value: Any) -> Any:
@@ -69,6 +70,14 @@ class Settings(BaseSettings):
         "", description="further arguments for the vLLM server, as a shell would split them"
     )
     engine_start_timeout: float = Field(600.0, gt=0, description="seconds to wait for the engine to be ready")
+    grammars: bool = Field(False, description="let requests constrain answers by regexes and grammars")
+    media: str = Field(
+        "", description="media that requests may carry as data: URLs, of image, audio and video, with commas"
+    )
+    unknown_fields: Literal["refuse", "drop"] = Field(
+        "refuse", description="what becomes of a request's field that no endpoint knows: refuse or drop"
+    )
+    presets: Path | None = Field(None, description="YAML file of sampling presets")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="level of our own logs"
     )
@@ -124,6 +133,29 @@ class Settings(BaseSettings):
     def _arguments_can_be_split(cls, value: str) -> str:
         shlex.split(value)
         return value
+
+    @field_validator("media")
+    @classmethod
+    def _media_are_known(cls, value: str) -> str:
+        kinds = [kind.strip() for kind in value.split(",") if kind.strip()]
+        if unknown := [kind for kind in kinds if kind not in MEDIA]:
+            raise ValueError(f"{', '.join(unknown)}: none of {', '.join(MEDIA)}")
+        return ",".join(kinds)
+
+    @field_validator("presets")
+    @classmethod
+    def _presets_are_absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @property
+    def media_kinds(self) -> list[str]:
+        """The kinds of media that requests may carry."""
+        return self.media.split(",") if self.media else []
+
+    @property
+    def presets_file(self) -> Path:
+        """Where the operator's own sampling presets are; the file may be absent."""
+        return self.presets or self.home / "presets.yaml"
 
     @property
     def database(self) -> Path:

@@ -11,9 +11,12 @@
     │   └── BadRequest              a request to the gateway
     │       ├── RequestTooLarge     its body is longer than the gateway reads
     │       ├── RequestTimeout      its body did not arrive in time
-    │       └── UnsupportedContent  its body is not JSON
+    │       ├── UnsupportedContent  its body is not JSON
+    │       ├── UnknownField        it has a field that its endpoint does not know
+    │       └── OutsideLimits       a sampling field lies outside the limits of its model
     ├── NotFound
     │   ├── ModelNotFound           a request names no model we serve
+    │   ├── RouteNotSupported       the engine behind the model lacks this endpoint
     │   ├── VersionNotFound         no such ``name@vN``
     │   ├── RunNotFound
     │   └── KeyNotFound             no such API key
@@ -130,6 +133,18 @@ class UnsupportedContent(BadRequest):
     code = "unsupported_content"
 
 
+class UnknownField(BadRequest):
+    """A request has a field that its endpoint does not know."""
+
+    code = "unknown_field"
+
+
+class OutsideLimits(BadRequest):
+    """A sampling field of a request lies outside the limits that its model allows."""
+
+    code = "outside_limits"
+
+
 class NotFound(TenonError):
     """What was named does not exist."""
 
@@ -143,6 +158,12 @@ class ModelNotFound(NotFound):
     """A request names no model that is served here."""
 
     code = "model_not_found"
+
+
+class RouteNotSupported(NotFound):
+    """The engine behind the model does not have this endpoint."""
+
+    code = "route_not_supported"
 
 
 class VersionNotFound(NotFound):

@@ -133,3 +133,13 @@ async def test_it_follows_a_registry_in_postgresql(cluster: Cluster, tmp_path: P
             await asyncio.sleep(0.05)
         assert revision == 1
     assert not (tmp_path / "registry.db").exists()
+
+
+async def test_presets_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "presets.yaml").write_text("a: {temperature: 9}")
+    process = await start(tmp_path, "--port", str(free_port()))
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    last = errors.decode().splitlines()[-1]
+    assert last.startswith("gateway: ")
+    assert "presets.yaml: a: temperature" in last

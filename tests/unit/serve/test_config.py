@@ -27,6 +27,10 @@ VALUES = {
     "max_model_len": "4096",
     "engine_args": "--seed 1",
     "engine_start_timeout": "30",
+    "grammars": "True",
+    "media": "image,audio",
+    "unknown_fields": "drop",
+    "presets": "/srv/presets.yaml",
     "log_level": "debug",
 }
 DATABASE = "postgresql://me:s3cret@db/tenon"
