@@ -210,7 +210,8 @@ class Settings(BaseSettings):
         Settings that older code did not know have their defaults.
         """
         defaults = {name: field.get_default() for name, field in cls.model_fields.items()}
-        return cls._checked({**defaults, **content}, [])
+        missing = [f"{name} is missing" for name in ("home", "model", "host", "port") if name not in content]
+        return cls._checked({**defaults, **content}, missing)
 
     @classmethod
     def _checked(cls, values: Mapping[str, Any], problems: list[str]) -> Self:
