@@ -59,6 +59,7 @@ def create(
     console.print(new.secret, soft_wrap=True)
     console.print()
     note("clients send it as OPENAI_API_KEY, or in the header `Authorization: Bearer …`")
+    note("the gateway does not ask for keys yet: whoever reaches its port may use it", "yellow")
 
 
 @app.command("list", epilog="Examples: tenon keys list · tenon keys list --all --json")
