@@ -18,7 +18,7 @@ BIN := .venv/bin
 TENON := $(BIN)/tenon
 STACK := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)')
 
-.PHONY: help setup train-and-deploy up down status test lint format bench-lora-cpu clean
+.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ status: setup ## Say what runs
 
 test: setup ## Run the tests
 	@$(BIN)/pytest $(ARGS)
+
+test-kills: setup ## Kill a writer of the registry a thousand times, on SQLite and on PostgreSQL
+	@TENON_TEST_KILLS=1000 TENON_TEST_REQUIRE_POSTGRES=1 $(BIN)/pytest tests/unit/registry/test_registry_durability.py -k killed $(ARGS)
 
 lint: setup ## Check style, types and the import rule
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -1,4 +1,4 @@
-"""``tenon adapters list | show | add | verify | remove``."""
+"""``tenon adapters list | show | add | verify | remove | gc``."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,16 +14,20 @@ from deploy.console import console, for_scripts, note, print_json, state_text, s
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import identify_base
+from serve.registry.garbage import KEEP, ROLLBACKS
 from serve.registry.sources import Fetched, Limits, Source, fetched, parse_source
 
-app = typer.Typer(help="List, inspect, add, verify and remove adapter versions.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, inspect, add, verify and remove adapter versions, and collect what nothing needs.",
+    no_args_is_help=True,
+)
 
 Ref = Annotated[str, typer.Argument(help="NAME@vN")]
 
 
 def opened(context: typer.Context) -> Registry:
     """The registry of the chosen home."""
-    return Registry.open(settings_of(context).home)
+    return Registry.of(settings_of(context))
 
 
 @app.command("list", epilog="Example: tenon adapters list --json")
@@ -176,6 +180,50 @@ def remove(context: typer.Context, version: Ref, as_json: Json = False) -> None:
         print_json({"removed": str(found.ref)})
         return
     console.print(f"Removed {found.ref}.")
+
+
+@app.command("gc", epilog="Examples: tenon adapters gc --dry-run · tenon adapters gc --keep 5")
+def collect(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Newest versions of each name that stay.")] = KEEP,
+    rollbacks: Annotated[
+        int, typer.Option(min=0, help="Versions that each alias meant before and that stay.")
+    ] = ROLLBACKS,
+    as_json: Json = False,
+) -> None:
+    """Remove what nothing needs: versions that no alias, rollback, command or engine uses, and stray files."""
+    with opened(context) as registry:
+        found = registry.collect(keep=keep, rollbacks=rollbacks, dry_run=dry_run)
+    removed = [str(version.ref) for version in found.versions]
+    if as_json:
+        kept = {str(ref): reason for ref, reason in found.kept.items()}
+        print_json(
+            {
+                "dry_run": dry_run,
+                "versions": removed,
+                "files": found.files,
+                "bytes": found.bytes,
+                "kept": kept,
+                "foreign": found.foreign,
+            }
+        )
+        return
+    for version in found.versions:
+        size = found.files.get(version.digest, 0)
+        shared = f"{size / 2**20:.1f} MiB" if size else "its files stay"
+        console.print(f"{version.ref}  {shared}  digest {version.digest[:12]}")
+    for digest in sorted(found.files.keys() - {version.digest for version in found.versions}):
+        console.print(f"files of no version  {found.files[digest] / 2**20:.1f} MiB  digest {digest[:12]}")
+    verb = "Would remove" if dry_run else "Removed"
+    console.print(
+        f"{verb} {len(removed)} of {len(removed) + len(found.kept)} versions: {found.bytes:,} bytes of files."
+    )
+    for mark in found.foreign:
+        note(
+            f"another registry keeps files here, so none go: {mark} (delete this mark if it is gone)",
+            "yellow",
+        )
 
 
 @contextmanager

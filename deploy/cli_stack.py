@@ -132,5 +132,7 @@ def show(now: Status) -> None:
             names = ", ".join(row["aliases"])
             versions.add_row(row["version"], names, state_text(row["state"]), row["reason"])
         console.print(versions)
+    if now.registry:
+        console.print(now.registry, style="red", soft_wrap=True)
     if not now.healthy:
         console.print("Start or recover it with `tenon up --detach`.")

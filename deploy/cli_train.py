@@ -1,7 +1,7 @@
 """``tenon train``, ``eval``, ``deploy`` and ``run``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -9,8 +9,8 @@ import yaml
 from deploy.cli_stack import Json, Model, Port, settings_of, settings_to_run
 from deploy.console import console, for_scripts, print_json, step
 from deploy.extras import need
+from deploy.sampling_options import policy_of
 from deploy.snippets import curl_snippet, python_snippet
-from serve.errors import InputError
 from serve.names import parse_version
 from serve.registry import Registry
 from train.recipe import Recipe
@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
         "eval", epilog="Examples: tenon eval support@v1 · tenon eval support@v1 --data questions.jsonl --json"
     )(evaluate)
     app.command(
-        epilog="Examples: tenon deploy support@v2 · tenon deploy support@v1 --set temperature=0 --force"
+        epilog="Examples: tenon deploy support@v2 · tenon deploy support@v1 --set temperature=0 --max max_tokens=512"
     )(deploy)
     app.command(
         "run",
@@ -58,7 +58,7 @@ def train(
 
     for_scripts(as_json)
     settings = settings_of(context)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         version = train_and_register(settings, Recipe.load(recipe, overrides or []), registry)
     if as_json:
         print_json({"version": str(version.ref), "digest": version.digest, "run": version.lineage.run})
@@ -83,7 +83,7 @@ def evaluate(
 
     for_scripts(as_json)
     settings = settings_of(context)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         found = registry.version(parse_version(version))
         asked = from_data(settings.home, found, data) if data is not None else recorded(found)
         with wanted(registry, found.ref):
@@ -104,24 +104,37 @@ def deploy(
     sampling: Annotated[
         list[str] | None, typer.Option("--set", help="Sampling default, such as temperature=0.2.")
     ] = None,
+    minimum: Annotated[
+        list[str] | None, typer.Option("--min", help="Lowest value that a request may ask for.")
+    ] = None,
+    maximum: Annotated[
+        list[str] | None, typer.Option("--max", help="Highest value that a request may ask for.")
+    ] = None,
+    forced: Annotated[
+        list[str] | None, typer.Option("--fix", help="Value that no request can change, such as seed=1.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Preset that the sampling defaults begin with, such as balanced.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Move an alias to a version that was proven better."""
     from deploy.serving import move_alias
-    from serve.gateway.sampling import SamplingDefaults
 
     for_scripts(as_json)
     settings = settings_of(context)
-    defaults = SamplingDefaults.parse(assignments(sampling)).values() if sampling else None
-    with Registry.open(settings.home) as registry, step("deploy") as current:
+    policy = policy_of(
+        settings, defaults=sampling, minimum=minimum, maximum=maximum, forced=forced, preset=preset
+    )
+    with Registry.of(settings) as registry, step("deploy") as current:
         found = registry.version(parse_version(version))
         moved = move_alias(
             registry,
             settings,
             alias or found.ref.name,
             found,
-            sampling=defaults,
+            sampling=policy,
             force=force,
             say=current.say,
         )
@@ -174,22 +187,6 @@ def given(*, base: str | None, name: str | None, data: str | None, test: str | N
         for key, value in keys.items()
         if value
     ]
-
-
-def assignments(pairs: list[str]) -> dict[str, Any]:
-    """``key=value`` pairs with the values read as YAML."""
-    content: dict[str, Any] = {}
-    for pair in pairs:
-        key, mark, value = pair.partition("=")
-        if not mark:
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
-        try:
-            content[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(
-                f"--set {pair}: the value is not YAML", "quote it, such as 'stop=[\"\\n\"]'"
-            ) from error
-    return content
 
 
 def show_judgement(judgement: "Judgement") -> None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.processes import end, ending, recorded, spawn
-from serve.config import Settings
+from serve.config import PREFIX, Settings
 from serve.engine.spec import EngineSpec
 from serve.engine.supervisor import Supervisor
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
@@ -30,6 +30,7 @@ from serve.registry.base import identify_base
 
 log = logging.getLogger("tenon.controller")
 
+GATEWAY_RULES = ("grammars", "media", "presets", "unknown_fields")  # its settings beside home, host and port
 TICK = 0.2  # seconds between two looks at the gateway
 GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
 BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the gateway's next start, by recent failures
@@ -53,8 +54,11 @@ def read_stack(home: Path) -> Settings | None:
 
 
 def write_stack(settings: Settings) -> None:
-    """Remember what the stack was asked for, so that a new controller carries on with the same."""
-    write_json(stack_file(settings.home), settings.model_dump(mode="json"))
+    """Remember what the stack was asked for, so that a new controller carries on with the same.
+
+    Only its owner may read the file, as the database's URL may hold a password.
+    """
+    write_json(stack_file(settings.home), settings.model_dump(mode="json"), private=True)
 
 
 @contextmanager
@@ -97,7 +101,12 @@ class GatewayKeeper:
     def _start(self) -> ProcessIdentity:
         settings = self.settings
         where = ("--home", str(settings.home), "--host", settings.host, "--port", str(settings.port))
-        self.child = spawn("serve.gateway", *where, log=settings.logs / "gateway.log")
+        url = settings.database_url
+        variables = {
+            "TENON_DATABASE_URL": url.get_secret_value() if url is not None else "",
+            **rules_in(settings),
+        }
+        self.child = spawn("serve.gateway", *where, log=settings.logs / "gateway.log", variables=variables)
         return ProcessIdentity.of(self.child.pid)
 
     def _ended(self, gateway: ProcessIdentity, lived: float) -> None:
@@ -110,6 +119,12 @@ class GatewayKeeper:
             write_json(self.settings.state / "gateway-exit.json", fate)
         except StorageError as error:  # a full disk must not end what keeps the gateway up
             log.warning("%s", error.message)
+
+
+def rules_in(settings: Settings) -> dict[str, str]:
+    """The variables that tell a gateway the rules that this stack was brought up with, whoever restarts it."""
+    values = {name: getattr(settings, name) for name in GATEWAY_RULES}
+    return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items() if value is not None}
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:
@@ -126,7 +141,7 @@ async def control(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_gateway.set)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         supervisor = supervisor_of(settings, registry)
         engine = asyncio.create_task(supervisor.run(stop))
         gateway = asyncio.create_task(GatewayKeeper(settings).run(stop_gateway))

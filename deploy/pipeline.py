@@ -129,7 +129,7 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
     """
     started = time.monotonic()
     check_before(settings)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         version = train_and_register(settings, recipe, registry)
         was_down = status(settings.home).down
         try:

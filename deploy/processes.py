@@ -1,10 +1,12 @@
 """Starts processes that outlive the command that started them, and ends them again."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -22,8 +24,13 @@ def recorded(path: Path) -> ProcessIdentity | None:
     return identity if identity is not None and identity.alive else None
 
 
-def spawn(module: str, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
-    """Start ``python -m module`` in a session of its own, its output appended to ``log``; else StorageError."""
+def spawn(
+    module: str, *arguments: str, log: Path, variables: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start ``python -m module`` in a session of its own, its output appended to ``log``; else StorageError.
+
+    It sees our environment with ``variables`` on top; a secret goes there, as everybody may read arguments.
+    """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("ab")
@@ -39,6 +46,7 @@ def spawn(module: str, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **(variables or {})},
         )
     spawned.append(child)
     return child

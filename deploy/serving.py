@@ -1,30 +1,66 @@
 """Asks the running stack to hold a version, waits until it answers as itself, and moves aliases."""
 
+import logging
+import os
+import secrets
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from deploy.net import get_json
 from deploy.status import require_up
 from serve.config import Settings
-from serve.errors import AdapterLoadFailed, EngineUnavailable, GateRefused
+from serve.errors import (
+    AdapterLoadFailed,
+    EngineUnavailable,
+    GateRefused,
+    StorageError,
+    VersionNotFound,
+)
 from serve.names import VersionRef, check_name
 from serve.registry import Alias, EvaluationRecord, Registry, Version
 
 LOAD_TIMEOUT = 300.0  # seconds, an engine that restarts meanwhile included
 ROUTE_TIMEOUT = 10.0  # seconds for the gateway to route by a change of the registry
 POLL = 0.05
+LEASE = 60.0  # seconds that a command's want outlives the command
+BEATS = 4  # renewals in that time
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
-def wanted(registry: Registry, ref: VersionRef) -> Iterator[None]:
-    """Ask that a version be loaded for as long as the block runs; an alias that takes it keeps it loaded."""
-    registry.want(ref)
+def wanted(registry: Registry, ref: VersionRef, seconds: float = LEASE) -> Iterator[None]:
+    """Ask that a version be loaded for as long as the block runs; an alias that takes it keeps it loaded.
+
+    Others may want it at the same time: none takes it from another. Killed, we want it for ``seconds`` more.
+    """
+    holder = f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"
+    done = threading.Event()
+    registry.want(ref, holder, seconds)
+    beat = threading.Thread(target=_renew, args=(registry, ref, holder, seconds, done), daemon=True)
+    beat.start()
     try:
         yield
     finally:
-        registry.unwant(ref)
+        done.set()
+        beat.join()
+        # Removed meanwhile, or in a database that is gone, it ends by itself; what the block raised matters more.
+        with suppress(VersionNotFound, StorageError):
+            registry.unwant(ref, holder)
+
+
+def _renew(registry: Registry, ref: VersionRef, holder: str, seconds: float, done: threading.Event) -> None:
+    while not done.wait(seconds / BEATS):
+        try:
+            registry.renew(ref, holder, seconds)
+        except StorageError as error:  # the next beat may reach it
+            log.warning("the want of %s was not renewed: %s", ref, error.message)
+        except VersionNotFound:
+            return
 
 
 def wait_until_loaded(

@@ -1,14 +1,15 @@
 """How the stack of a home is: what its records in ``run/`` say, checked against what lives and answers."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from deploy.controller import read_stack
 from deploy.net import answers
 from deploy.processes import ending, recorded
-from serve.errors import NotUp
+from serve.config import Settings
+from serve.errors import NotUp, StorageError
 from serve.net import url_of
 from serve.records import read_json
 from serve.registry import Registry
@@ -39,6 +40,8 @@ class Status:
     engine: Part
     gateway: Part
     adapters: list[dict[str, Any]] = field(default_factory=list)
+    registry: str = ""
+    """Why the registry cannot be read; empty where it can."""
 
     @property
     def healthy(self) -> bool:
@@ -64,7 +67,11 @@ def status(home: Path) -> Status:
     gateway = gateway_part(state, restarting=controller.running)
     details = read_json(state / "engine.json")
     url = url_of(settings.host, settings.port) if settings else None
-    return Status(home, url, details.get("base_name"), controller, engine, gateway, adapters_of(home))
+    now = Status(home, url, details.get("base_name"), controller, engine, gateway)
+    try:
+        return replace(now, adapters=adapters_of(settings or Settings.read(home=home)))
+    except StorageError as error:  # requests are answered all the same
+        return replace(now, registry=f"{error.message} ({error.hint})")
 
 
 def controller_part(state: Path) -> Part:
@@ -107,16 +114,16 @@ def gateway_part(state: Path, *, restarting: bool) -> Part:
     return Part("running" if answers(f"{details['url']}/healthz") else "not answering", gateway.pid, note)
 
 
-def adapters_of(home: Path) -> list[dict[str, Any]]:
+def adapters_of(settings: Settings) -> list[dict[str, Any]]:
     """Every version that the engine was asked to hold, with its state there and the aliases that mean it."""
-    if not (home / "registry.db").exists():
+    if settings.database_url is None and not settings.database.exists():
         return []
-    with Registry.open(home) as registry:
+    with Registry.of(settings) as registry:
         aliases = registry.aliases()
         return [
             {
                 "version": str(row.ref),
-                "aliases": [alias.name for alias in aliases if alias.target.ref == row.ref],
+                "aliases": [alias.name for alias in aliases if row.ref in alias.refs],
                 "state": row.state,
                 "reason": row.reason,
             }

@@ -1,7 +1,8 @@
 """Settings of one Tenon home: where its files are and how its stack runs.
 
 Each field can be set by an environment variable, ``TENON_`` and the field's name in capitals; options of the
-command line win over those. Unknown ``TENON_`` variables are errors, so that a typing mistake is seen.
+command line win over those. Unknown ``TENON_`` variables are errors, so that a typing mistake is seen; those that
+begin with ``TENON_TEST_`` are for the tests.
 """
 
 import difflib
@@ -10,13 +11,25 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve.errors import ConfigError
 
 PREFIX = "TENON_"
+FOR_TESTS = "TENON_TEST_"
+SECRETS = ("database_url",)
+"""Settings that no message may show."""
+MEDIA = ("image", "audio", "video")
 
 
 def _whole_number(value: Any) -> Any:
@@ -35,6 +48,10 @@ class Settings(BaseSettings):
     model: str = Field(
         "tenon-tiny", min_length=1, description="base model: built-in name, local folder or hub id"
     )
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL database of the registry; without it, SQLite in the home"
+    )
+    prices: Path | None = Field(None, description="YAML file with the prices that `tenon usage` counts with")
     host: str = Field("127.0.0.1", min_length=1, description="address that the gateway listens on")
     port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
     engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
@@ -53,6 +70,14 @@ class Settings(BaseSettings):
         "", description="further arguments for the vLLM server, as a shell would split them"
     )
     engine_start_timeout: float = Field(600.0, gt=0, description="seconds to wait for the engine to be ready")
+    grammars: bool = Field(False, description="let requests constrain answers by regexes and grammars")
+    media: str = Field(
+        "", description="media that requests may carry as data: URLs, of image, audio and video, with commas"
+    )
+    unknown_fields: Literal["refuse", "drop"] = Field(
+        "refuse", description="what becomes of a request's field that no endpoint knows: refuse or drop"
+    )
+    presets: Path | None = Field(None, description="YAML file of sampling presets")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="level of our own logs"
     )
@@ -76,15 +101,65 @@ class Settings(BaseSettings):
         folder = Path(value).expanduser()
         return str(folder.absolute()) if os.sep in value and folder.is_dir() else value
 
+    @field_validator("database_url")
+    @classmethod
+    def _database_is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value().strip():
+            return None
+        try:
+            url = urlsplit(value.get_secret_value())
+            known = url.scheme in ("postgresql", "postgres", "postgresql+psycopg")
+            named = url.port != 0 and len(url.path) > 1
+        except ValueError:  # whose words would show parts of the password
+            raise ValueError(
+                "is no URL: write what is special in the user name or the password as %XX"
+            ) from None
+        if not known or not named:
+            raise ValueError("must look like postgresql://USER:PASSWORD@HOST:5432/DATABASE")
+        return value
+
+    @field_serializer("database_url", when_used="json-unless-none")
+    def _store_database_url(self, value: SecretStr) -> str:
+        # For run/stack.json, which only its owner may read.
+        return value.get_secret_value()
+
+    @field_validator("prices")
+    @classmethod
+    def _prices_are_absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None and str(value) != "." else None
+
     @field_validator("engine_args")
     @classmethod
     def _arguments_can_be_split(cls, value: str) -> str:
         shlex.split(value)
         return value
 
+    @field_validator("media")
+    @classmethod
+    def _media_are_known(cls, value: str) -> str:
+        kinds = [kind.strip() for kind in value.split(",") if kind.strip()]
+        if unknown := [kind for kind in kinds if kind not in MEDIA]:
+            raise ValueError(f"{', '.join(unknown)}: none of {', '.join(MEDIA)}")
+        return ",".join(kinds)
+
+    @field_validator("presets")
+    @classmethod
+    def _presets_are_absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @property
+    def media_kinds(self) -> list[str]:
+        """The kinds of media that requests may carry."""
+        return self.media.split(",") if self.media else []
+
+    @property
+    def presets_file(self) -> Path:
+        """Where the operator's own sampling presets are; the file may be absent."""
+        return self.presets or self.home / "presets.yaml"
+
     @property
     def database(self) -> Path:
-        """The registry's SQLite file."""
+        """The registry's SQLite file, unless ``database_url`` is set."""
         return self.home / "registry.db"
 
     @property
@@ -121,7 +196,8 @@ class Settings(BaseSettings):
         problems = []
         for variable in os.environ:
             field = variable.removeprefix(PREFIX).lower()
-            if variable.startswith(PREFIX) and field not in cls.model_fields:
+            ours = variable.startswith(PREFIX) and not variable.startswith(FOR_TESTS)
+            if ours and field not in cls.model_fields:
                 near = difflib.get_close_matches(field, cls.model_fields, 1)
                 meant = f" (did you mean {PREFIX}{near[0].upper()}?)" if near else ""
                 problems.append(f"{variable} is no setting{meant}")
@@ -145,7 +221,8 @@ class Settings(BaseSettings):
             for item in error.errors():
                 field = str(item["loc"][0]) if item["loc"] else "settings"
                 reason = item["msg"].removeprefix("Value error, ")
-                problems.append(f"{field}: {reason} (got {item['input']!r})")
+                got = "" if field in SECRETS else f" (got {item['input']!r})"
+                problems.append(f"{field}: {reason}{got}")
         if problems:
             raise ConfigError("; ".join(problems), "see docs/settings.md for every setting")
         return settings

@@ -11,11 +11,15 @@
     │   └── BadRequest              a request to the gateway
     │       ├── RequestTooLarge     its body is longer than the gateway reads
     │       ├── RequestTimeout      its body did not arrive in time
-    │       └── UnsupportedContent  its body is not JSON
+    │       ├── UnsupportedContent  its body is not JSON
+    │       ├── UnknownField        it has a field that its endpoint does not know
+    │       └── OutsideLimits       a sampling field lies outside the limits of its model
     ├── NotFound
     │   ├── ModelNotFound           a request names no model we serve
+    │   ├── RouteNotSupported       the engine behind the model lacks this endpoint
     │   ├── VersionNotFound         no such ``name@vN``
-    │   └── RunNotFound
+    │   ├── RunNotFound
+    │   └── KeyNotFound             no such API key
     ├── Conflict
     │   ├── PortInUse
     │   ├── AlreadyUp
@@ -129,6 +133,18 @@ class UnsupportedContent(BadRequest):
     code = "unsupported_content"
 
 
+class UnknownField(BadRequest):
+    """A request has a field that its endpoint does not know."""
+
+    code = "unknown_field"
+
+
+class OutsideLimits(BadRequest):
+    """A sampling field of a request lies outside the limits that its model allows."""
+
+    code = "outside_limits"
+
+
 class NotFound(TenonError):
     """What was named does not exist."""
 
@@ -144,6 +160,12 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class RouteNotSupported(NotFound):
+    """The engine behind the model does not have this endpoint."""
+
+    code = "route_not_supported"
+
+
 class VersionNotFound(NotFound):
     """No such ``name@vN`` is registered."""
 
@@ -154,6 +176,12 @@ class RunNotFound(NotFound):
     """No such run is recorded."""
 
     code = "run_not_found"
+
+
+class KeyNotFound(NotFound):
+    """No such API key was created, or it is revoked."""
+
+    code = "key_not_found"
 
 
 class Conflict(TenonError):

@@ -24,8 +24,10 @@ _START_FIELD = 22
 """Which field of ``/proc/<pid>/stat`` is the start time, counted from one as in proc(5)."""
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, private: bool = False) -> None:
     """Replace the file at once, its folder made if need be: a reader sees the old or the new object.
+
+    ``private`` keeps other users from reading it.
 
     Raises :class:`~serve.errors.StorageError` where that is impossible, and leaves no partial file then.
     Values that JSON does not know, such as paths, are written as their text.
@@ -34,7 +36,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = orjson.dumps(dict(content), default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(text)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with os.fdopen(os.open(partial, flags, 0o600 if private else 0o666), "wb") as file:
+            file.write(text)
         partial.replace(path)
     except OSError as error:
         raise StorageError(

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: above all the one real stack of a test session."""
+"""Fixtures that several rooms share: above all the one real stack, and the one PostgreSQL, of a test session."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 from support.ports import free_port
+from support.postgres import Cluster, binaries, required
 from support.stack import RunningStack
 
 from deploy import stack as stacks
@@ -30,12 +31,29 @@ def fake_engine() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server for all tests of the session."""
+    folder = binaries()
+    if folder is None:
+        assert not required(), (
+            "PostgreSQL must be tested here, but no initdb is installed: apt-get install postgresql"
+        )
+        pytest.skip("no PostgreSQL is installed here (initdb): apt-get install postgresql")
+    made = Cluster(folder)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture(scope="session")
 def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The stack that all tests of the session share; started once."""
     folder = tmp_path_factory.mktemp("stack")
     settings = Settings.read(home=folder / "home", port=free_port())
     stacks.up(settings, lambda _: None)
-    registry = Registry.open(settings.home)
+    registry = Registry.of(settings)
     try:
         yield RunningStack(settings, registry, identify_base(settings.model), folder)
     finally:

@@ -25,34 +25,39 @@ import orjson
 from aiohttp import web
 
 from serve.engine import fake_answers as answers
+from serve.engine import fake_reading as reading
 from serve.engine.fake_faults import Fault, Stats
+from serve.engine.fake_http import (
+    RefusalError,
+    ScriptedDeathError,
+    event,
+    json_answer,
+    json_body,
+    refusals,
+)
 
 __all__ = ["FakeEngine", "Fault", "Stats"]
 
 Answer = Callable[[str, str], str]
 
-
-class RefusalError(Exception):
-    """An answer in vLLM's error shape."""
-
-    def __init__(
-        self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
-
-
-class ScriptedDeathError(ConnectionResetError):
-    """The connection was cut because a fault said so."""
+READERS: Mapping[str, Callable[[Mapping[str, Any], str, str], dict[str, Any]]] = {
+    "/v1/embeddings": reading.embeddings,
+    "/pooling": reading.pooling,
+    "/classify": reading.classes,
+    "/score": reading.scores,
+    "/v1/score": reading.scores,
+    "/rerank": reading.ranks,
+    "/v1/rerank": reading.ranks,
+    "/v2/rerank": reading.ranks,
+}
 
 
 class FakeEngine:
     """A vLLM-shaped server; ``adapters`` are loaded from the start, ``port`` 0 takes a free one.
 
     Attributes: ``url``, ``port``, ``adapters`` (engine name → path), ``faults``, ``stats``, ``bodies`` (the
-    bodies of all generation requests, oldest first). All may be read and changed by a test while the server
-    runs.
+    bodies of all requests to models, oldest first), ``lacks`` (path → status of routes that it does not
+    have). All may be read and changed by a test while the server runs.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class FakeEngine:
         self.stats = Stats()
         self.bodies: list[dict[str, Any]] = []
         self.silent: set[str] = set()
+        self.lacks: dict[str, int] = {}
         self._runner: web.AppRunner | None = None
 
     @property
@@ -91,7 +97,7 @@ class FakeEngine:
 
     async def start(self) -> None:
         """Listen; ``port`` is known afterwards. May follow a :meth:`stop`, on the same port then."""
-        app = web.Application(client_max_size=64 * 2**20, middlewares=[_refusals])
+        app = web.Application(client_max_size=64 * 2**20, middlewares=[self._count, refusals])
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -102,6 +108,11 @@ class FakeEngine:
                 web.post("/v1/unload_lora_adapter", self._unload),
                 web.post("/v1/chat/completions", self._generate),
                 web.post("/v1/completions", self._generate),
+                web.post("/v1/responses", self._generate),
+                *(web.post(path, self._read) for path in READERS),
+                web.post("/tokenize", self._tokenize),
+                web.post("/detokenize", self._tokenize),
+                web.get("/tokenizer_info", self._tokenizer_info),
                 web.post("/_fake/faults", self._set_faults),
                 web.get("/_fake/stats", self._get_stats),
             ]
@@ -142,7 +153,7 @@ class FakeEngine:
         return web.Response(status=503 if self._take("unhealthy") else 200)
 
     async def _version(self, _: web.Request) -> web.Response:
-        return _json({"version": answers.VERSION})
+        return json_answer({"version": answers.VERSION})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         label = f'{{engine="0",model_name="{self.base_name}"}}'
@@ -153,10 +164,10 @@ class FakeEngine:
         cards += [
             answers.model_card(name, path, self.base_name, None) for name, path in self.adapters.items()
         ]
-        return _json({"object": "list", "data": cards})
+        return json_answer({"object": "list", "data": cards})
 
     async def _load(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await json_body(request)
         name, path = body.get("lora_name", ""), body.get("lora_path", "")
         self.stats.loads.append(name)
         if not name or not path:
@@ -190,7 +201,7 @@ class FakeEngine:
             raise RefusalError(500, text + "stack trace above for the root cause", "InternalServerError")
 
     async def _unload(self, request: web.Request) -> web.Response:
-        name = (await _body(request)).get("lora_name", "")
+        name = (await json_body(request)).get("lora_name", "")
         self.stats.unloads.append(name)
         if name not in self.adapters:
             raise RefusalError(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
@@ -203,9 +214,9 @@ class FakeEngine:
     # ---------------------------------------------------------------- generation
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
+        body = await json_body(request)
         self.bodies.append(body)
-        model = self._check_request(body, chat=request.path.endswith("chat/completions"))
+        model = self._check_request(body, request.path)
         self.stats.requests += 1
         self.stats.by_model[model] = self.stats.by_model.get(model, 0) + 1
         self.stats.running += 1
@@ -227,13 +238,17 @@ class FakeEngine:
         finally:
             self.stats.running -= 1
 
-    def _check_request(self, body: Mapping[str, Any], *, chat: bool) -> str:
+    def _check_model(self, body: Mapping[str, Any]) -> str:
         model = body.get("model") or self.base_name
         if model != self.base_name and model not in self.adapters:
             aliases = ", ".join([self.base_name, *self.adapters])
             text = f"The model `{model}` does not exist. Valid aliases: {aliases}."
             raise RefusalError(404, text, "NotFoundError", "model")
-        needed = "messages" if chat else "prompt"
+        return str(model)
+
+    def _check_request(self, body: Mapping[str, Any], path: str) -> str:
+        model = self._check_model(body)
+        needed = {"/v1/chat/completions": "messages", "/v1/responses": "input"}.get(path, "prompt")
         if needed not in body:
             reason = {"type": "missing", "loc": f"body.{needed}", "msg": "Field required"}
             raise RefusalError(400, f"1 validation error:\n  {reason}", "Bad Request", f"body.{needed}")
@@ -249,29 +264,31 @@ class FakeEngine:
             raise RefusalError(400, text, param="max_tokens")
         if (count := body.get("n", 1)) is not None and count < 1:
             raise RefusalError(400, f"n must be at least 1, got {count}.")
-        return str(model)
+        return model
 
     async def _answer(self, request: web.Request, body: dict[str, Any], model: str) -> web.StreamResponse:
         chat = request.path.endswith("chat/completions")
         voice = self.base_name if model in self.silent else model
+        if request.path == "/v1/responses":
+            return await self._respond(request, body, model, voice)
         reply = answers.Reply.of(body, model, voice, chat=chat, answer=self.answer)
         if body.get("stream"):
             return await self._stream(request, reply)
         async with self._paced(request, reply) as tokens:
             async for _ in tokens:
                 pass
-        return _json(reply.whole())
+        return json_answer(reply.whole())
 
     async def _stream(self, request: web.Request, reply: answers.Reply) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
-        for event in reply.opening():
-            await response.write(_event(event))
+        for chunk in reply.opening():
+            await response.write(event(chunk))
         async with self._paced(request, reply) as tokens:
             async for choice, index in tokens:
-                await response.write(_event(reply.chunk(choice, index)))
+                await response.write(event(reply.chunk(choice, index)))
         if reply.include_usage:
-            await response.write(_event(reply.usage_chunk()))
+            await response.write(event(reply.usage_chunk()))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
@@ -301,46 +318,64 @@ class FakeEngine:
 
         yield tokens()
 
+    async def _respond(
+        self, request: web.Request, body: dict[str, Any], model: str, voice: str
+    ) -> web.StreamResponse:
+        reply = answers.Reply.of(reading.as_chat(body), model, voice, chat=True, answer=self.answer)
+        if not body.get("stream"):
+            return json_answer(reading.response(body, reply))
+        out = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await out.prepare(request)
+        async with self._paced(request, reply) as tokens:
+            for said in reading.response_events(body, reply):
+                if said["type"].endswith(".delta"):
+                    await anext(tokens)
+                await out.write(f"event: {said['type']}\n".encode() + event(said))
+        await out.write_eof()
+        return out
+
+    # ---------------------------------------------------------------- reading
+
+    async def _read(self, request: web.Request) -> web.Response:
+        body = await json_body(request)
+        self.bodies.append(body)
+        model = self._check_model(body)
+        if fault := self._take("error", model):
+            raise RefusalError(fault.status, fault.message, "InternalServerError")
+        voice = self.base_name if model in self.silent else model
+        return json_answer(READERS[request.path](body, model, voice))
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = await json_body(request)
+        self.bodies.append(body)
+        self._check_model(body)
+        if request.path == "/detokenize":
+            return json_answer(reading.text(body))
+        return json_answer(reading.tokens(body, self.max_model_len))
+
+    async def _tokenizer_info(self, _: web.Request) -> web.Response:
+        return json_answer(reading.TOKENIZER)
+
     # ---------------------------------------------------------------- the script
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+        """Note every request that arrives, and answer those to routes that are lacking."""
+        self.stats.paths[request.path] = self.stats.paths.get(request.path, 0) + 1
+        if (status := self.lacks.get(request.path)) is not None:
+            return json_answer({"detail": "Not Found"}, status)
+        response: web.StreamResponse = await handler(request)
+        return response
 
     async def _set_faults(self, request: web.Request) -> web.Response:
         try:
-            self.faults = [Fault(**fault) for fault in (await _body(request)).get("faults", [])]
+            self.faults = [Fault(**fault) for fault in (await json_body(request)).get("faults", [])]
         except (TypeError, ValueError) as error:
             raise RefusalError(400, str(error)) from error
-        return _json({"faults": len(self.faults)})
+        return json_answer({"faults": len(self.faults)})
 
     async def _get_stats(self, _: web.Request) -> web.Response:
-        return _json(vars(self.stats))
-
-
-@web.middleware
-async def _refusals(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-    try:
-        response: web.StreamResponse = await handler(request)
-    except RefusalError as refusal:
-        return _json(refusal.body, refusal.status)
-    except ScriptedDeathError:
-        return web.Response(status=500)  # never arrives: the connection is gone
-    return response
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    try:
-        body = orjson.loads(await request.read())
-    except orjson.JSONDecodeError as error:
-        raise RefusalError(400, f"Invalid JSON: {error}", "Bad Request") from error
-    if not isinstance(body, dict):
-        raise RefusalError(400, "Input should be a valid dictionary", "Bad Request")
-    return body
-
-
-def _json(content: object, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(content), status=status, content_type="application/json")
-
-
-def _event(content: object) -> bytes:
-    return b"data: " + orjson.dumps(content) + b"\n\n"
+        return json_answer(vars(self.stats))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

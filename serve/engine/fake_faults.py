@@ -44,13 +44,14 @@ class Fault:
 
 @dataclass
 class Stats:
-    """What the fake has seen since it started."""
+    """What the fake has seen since it started; ``paths`` counts all requests, those to unknown paths included."""
 
     requests: int = 0
     finished: int = 0
     aborted: int = 0
     running: int = 0
     tokens: int = 0
+    paths: dict[str, int] = field(default_factory=dict)
     by_model: dict[str, int] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)

@@ -106,6 +106,7 @@ class EngineSpec:
             *("--max-cpu-loras", str(self.max_cpu_loras)),
             *("--max-lora-rank", str(self.max_lora_rank)),
             "--disable-uvicorn-access-log",
+            "--enable-tokenizer-info-endpoint",  # lm-eval counts tokens by it; the gateway passes it on
         ]
         if self.max_model_len is not None:
             argv += ["--max-model-len", str(self.max_model_len)]

@@ -1,4 +1,4 @@
-"""The gateway as one ASGI callable: data plane for ``/v1/*`` by exact path, control plane for the rest."""
+"""The gateway as one ASGI callable: data plane by exact path, control plane for the rest."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -7,44 +7,49 @@ from typing import Any
 
 from serve.gateway.asgi import Receive, Scope, Send
 from serve.gateway.control import control_app
+from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
 from serve.gateway.failures import http_failure
 from serve.gateway.models import send_model, send_models
 from serve.gateway.proxy import DataPlane, open_session
+from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
-from serve.gateway.validate import Endpoint
 
 logger = logging.getLogger(__name__)
 
-GENERATION: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 MODELS = "/v1/models"
 
 
 class Gateway:
     """The ASGI app; its lifespan opens the session to the engine and keeps the routes fresh."""
 
-    def __init__(self, source: RouteSource) -> None:
+    def __init__(self, source: RouteSource, rules: Rules | None = None) -> None:
         self.source = source
+        self._rules = rules or Rules()
         self._control = control_app(source, self._lifespan)
         self._data: DataPlane | None = None
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         async with self.source.running(), open_session() as session:
-            self._data = DataPlane(self.source, session)
+            self._data = DataPlane(self.source, session, self._rules)
             yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; nothing that a client asks for is passed on by path."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or not path.startswith("/v1/"):
-            await self._control(scope, receive, send)
-            return
-        endpoint = GENERATION.get(path)
+        endpoint = ENDPOINTS.get(path)
         if endpoint is not None and self._data is not None:
             if scope["method"] == "POST":
                 await self._data(scope, receive, send, endpoint)
             else:
                 await _wrong_method(scope, send, b"POST")
+        elif path == TOKENIZER_INFO and self._data is not None:
+            if scope["method"] == "GET":
+                await self._data.tokenizer_info(scope, receive, send)
+            else:
+                await _wrong_method(scope, send, b"GET")
+        elif scope["type"] != "http" or not path.startswith("/v1/"):
+            await self._control(scope, receive, send)
         elif path == MODELS or path.startswith(f"{MODELS}/"):
             await self._models(scope, send, path.removeprefix(MODELS).removeprefix("/"))
         else:

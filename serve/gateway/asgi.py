@@ -15,14 +15,14 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY = 32 * 2**20
 """Longest request body, in bytes."""
 BODY_SECONDS = 60.0
-"""How long a body may take to arrive once its first part is here."""
+"""How long a body may take to arrive."""
 
 
 class ClientGone(Exception):
     """The client hung up; there is nobody to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(scope: Scope, receive: Receive) -> bytes | bytearray:
     """Read the whole JSON body of a request.
 
     Raises UnsupportedContent, RequestTooLarge, RequestTimeout, BadRequest (two lengths) or ClientGone.
@@ -37,11 +37,11 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
             )
         if name == b"content-encoding" and value.lower() != b"identity":
             raise UnsupportedContent("the body is compressed", "send it as plain JSON")
-    message = await receive()
-    if not message.get("more_body"):
-        return _part(message)
     try:
         async with asyncio.timeout(BODY_SECONDS):
+            message = await receive()
+            if not message.get("more_body"):
+                return _part(message)
             return await _read_rest(_part(message), receive)
     except TimeoutError:
         raise RequestTimeout(
@@ -49,7 +49,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
         ) from None
 
 
-async def _read_rest(first: bytes, receive: Receive) -> bytes:
+async def _read_rest(first: bytes, receive: Receive) -> bytearray:
     body = bytearray(first)
     while True:
         message = await receive()
@@ -57,7 +57,7 @@ async def _read_rest(first: bytes, receive: Receive) -> bytes:
         if len(body) > MAX_BODY:
             raise _too_large()
         if not message.get("more_body"):
-            return bytes(body)
+            return body
 
 
 def _part(message: Message) -> bytes:

@@ -7,8 +7,8 @@ from typing import Any
 
 from serve.errors import InputError
 from serve.gateway.metrics import AdapterState, Metrics
+from serve.gateway.policy import NO_POLICY, PARTS, SamplingPolicy
 from serve.gateway.routes import EngineView, Route, RouteTable
-from serve.gateway.sampling import SamplingDefaults
 from serve.registry import Alias, LoadState, Registry, Version
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,11 @@ def build_table(registry: Registry, engine: EngineView | None, metrics: Metrics)
     for alias in aliases:
         target = str(alias.target.ref)
         if target in routes:
-            routes[alias.name] = replace(routes[target], defaults=_defaults(alias))
+            policy = _policy(alias)
+            if policy is None:
+                waiting[alias.name] = "its sampling policy cannot be read; set it again with tenon deploy"
+            else:
+                routes[alias.name] = replace(routes[target], policy=policy)
         else:
             waiting[alias.name] = f"{target} {waiting.get(target, 'is not registered')}"
     if engine is not None:
@@ -70,12 +74,13 @@ def _reason(state: LoadState | None, desired: bool) -> str:
     return "could not be loaded; see tenon status" if state.state == "failed" else f"is {state.state}"
 
 
-def _defaults(alias: Alias) -> Mapping[str, Any]:
+def _policy(alias: Alias) -> SamplingPolicy | None:
+    """The policy of an alias; None if its limits cannot be read, as it must not answer without them."""
     try:
-        return SamplingDefaults.parse(alias.sampling).values()
+        return SamplingPolicy.parse(alias.sampling)
     except InputError as error:
-        logger.error("alias %s: its sampling defaults are not used: %s", alias.name, error.message)
-        return {}
+        logger.error("alias %s: its sampling policy cannot be read: %s", alias.name, error.message)
+        return None if any(part in alias.sampling for part in PARTS) else NO_POLICY
 
 
 def _cards(

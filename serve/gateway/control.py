@@ -53,7 +53,7 @@ def control_app(source: RouteSource, lifespan: Lifespan) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        message = f"{request.method} {request.scope['path'][:200]}: {error.detail}"
         return _failure(http_failure(error.status_code, message), error.headers)
 
     @app.exception_handler(Exception)

@@ -6,7 +6,14 @@ from typing import Any
 
 import orjson
 
-from serve.errors import AdapterNotReady, BadRequest, EngineFailed, EngineUnavailable, TenonError
+from serve.errors import (
+    AdapterNotReady,
+    BadRequest,
+    EngineFailed,
+    EngineUnavailable,
+    RouteNotSupported,
+    TenonError,
+)
 from serve.gateway.asgi import Send, send_json
 
 RETRY_AFTER = 2
@@ -49,9 +56,16 @@ class Failure:
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return orjson.dumps({"error": fields})
 
-    def event(self) -> bytes:
-        """The server-sent event that ends a stream which cannot go on; no ``[DONE]`` may follow it."""
-        return b"data: " + self.body() + b"\n\n"
+    def event(self, *, typed: bool = False) -> bytes:
+        """The server-sent event that ends a stream which cannot go on; no ``[DONE]`` may follow it.
+
+        ``typed``: in the form of ``/v1/responses``, whose events have names.
+        """
+        if not typed:
+            return b"data: " + self.body() + b"\n\n"
+        fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        event = {**fields, "type": "error", "sequence_number": 0, "error": fields}
+        return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
 
     async def send(self, send: Send, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with this failure; nothing may have been sent before."""
@@ -74,6 +88,8 @@ def engine_failure(status: int, body: bytes, model: str, public_names: Mapping[s
     else is the engine's fault, and its words stay in our log.
     """
     error = _error_object(body)
+    if _lacks_route(status, error):
+        return Failure.of(RouteNotSupported(f"the engine behind {model} does not have this endpoint"))
     if status in (400, 413, 422, 429, 501):
         message = str(error.get("message") or "the engine rejected the request")
         for engine_name in sorted(public_names, key=len, reverse=True):
@@ -89,6 +105,14 @@ def engine_failure(status: int, body: bytes, model: str, public_names: Mapping[s
     if status in (503, 504):
         return Failure.of(EngineUnavailable("the engine is overloaded or restarting", "try again shortly"))
     return Failure.of(EngineFailed(f"the engine failed to answer (HTTP {status})", "try again"))
+
+
+def _lacks_route(status: int, error: Mapping[str, Any]) -> bool:
+    """Whether the engine says that it has no such endpoint, and not that it lost a model or lacks a feature."""
+    message = str(error.get("message") or "")
+    if status == 404:
+        return "does not exist" not in message
+    return status == 405 or (status == 501 and message.startswith("The model does not support"))
 
 
 def _engine_code(status: int, message: str) -> str:
@@ -109,6 +133,6 @@ def _error_object(body: bytes) -> Mapping[str, Any]:
 
 def engine_event_failure(event: bytes, model: str, public_names: Mapping[str, str]) -> Failure:
     """Translate an error event (``data: {"error": …}``) that an engine put into a stream."""
-    body = event.removeprefix(b"data:")
+    body = event[event.find(b"data:") + 5 :]
     status = _error_object(body).get("code")
     return engine_failure(status if isinstance(status, int) else 500, body, model, public_names)

@@ -10,18 +10,21 @@ import io
 import logging
 import time
 from typing import Any
+from urllib.parse import parse_qs
 
 import aiohttp
 import orjson
 
-from serve.errors import BadRequest, TenonError, Unavailable
+from serve.errors import TenonError, Unavailable
 from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_body
+from serve.gateway.endpoints import INFO, RESPONSES, TOKENIZER_INFO, Endpoint
 from serve.gateway.failures import Failure, engine_failure, http_failure
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
-from serve.gateway.routes import Route
-from serve.gateway.sampling import apply_defaults
+from serve.gateway.routes import EngineView, Route, RouteTable
+from serve.gateway.rules import Rules
+from serve.gateway.salt import cache_salt, tenant_of
 from serve.gateway.source import RouteSource
-from serve.gateway.validate import Endpoint, check_request, parse_body
+from serve.gateway.validate import check_request, parse_body, preset_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +53,12 @@ def open_session() -> aiohttp.ClientSession:
 
 
 class DataPlane:
-    """Answers ``/v1/chat/completions`` and ``/v1/completions``."""
+    """Answers the endpoints of ``endpoints.py``."""
 
-    def __init__(self, source: RouteSource, session: aiohttp.ClientSession) -> None:
+    def __init__(self, source: RouteSource, session: aiohttp.ClientSession, rules: Rules) -> None:
         self._source = source
         self._session = session
+        self._rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint) -> None:
         """Answer one request, whatever happens, and count it."""
@@ -62,13 +66,14 @@ class DataPlane:
         meters = self._source.metrics.other
         try:
             raw = await read_body(scope, receive)
-            body = parse_body(raw)
+            asked = parse_body(raw, needs_model=endpoint.needs_model)
+            del raw  # as long as the answer takes, only the engine's copy is kept
             table = self._source.table
-            route, engine = table.resolve(body["model"])
+            route, engine = _resolve(table, asked.get("model"))
             meters = route.meters
-            check_request(body, endpoint)
+            body = check_request(asked, endpoint.kind, self._rules)
             keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
-            payload = _for_engine(body, route)
+            payload = self._for_engine(body, route, endpoint, tenant_of(scope))
         except ClientGone:
             meters.outcomes["disconnected"].inc()
             return
@@ -79,16 +84,57 @@ class DataPlane:
             return
         exchange = Exchange(
             route=route,
-            url=engine.chat_url if endpoint == "chat" else engine.completion_url,
+            url=engine.address(endpoint.path),
             payload=payload,
             stream=body.get("stream") is True,
             keep_usage=keep_usage,
             single=body.get("n") in (None, 1),
             started=started,
             public_names=table.public_names,
+            endpoint=endpoint,
         )
         with meters.running():
             await self._answer(exchange, receive, send)
+
+    def _for_engine(
+        self, body: dict[str, Any], route: Route, endpoint: Endpoint, tenant: str | None
+    ) -> bytes:
+        """Complete a checked body; of a stream the account is always asked for, as metrics need it."""
+        if endpoint.length is not None:
+            name, preset = preset_of(body, self._rules)
+            if preset or route.policy:
+                route.policy.apply(body, endpoint.length, preset, name)
+        body["model"] = route.engine_name
+        if endpoint is RESPONSES:
+            body["store"] = False  # an engine that keeps answers keeps them for everybody
+        elif body.get("stream") is True:
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        if tenant is not None and endpoint.salted:
+            body["cache_salt"] = cache_salt(tenant)
+        return orjson.dumps(body)
+
+    async def tokenizer_info(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer ``GET /tokenizer_info``, of the base or of what the query's ``model`` names."""
+        names = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("model")
+        table = self._source.table
+        try:
+            route, engine = _resolve(table, names[-1] if names else None)
+        except TenonError as error:
+            await Failure.of(error).send(send)
+            return
+        url, started = engine.address(TOKENIZER_INFO), time.perf_counter()
+        exchange = Exchange(
+            route=route,
+            url=url,
+            payload=None,
+            stream=False,
+            keep_usage=False,
+            single=False,
+            started=started,
+            public_names=table.public_names,
+            endpoint=INFO,
+        )
+        await self._answer(exchange, receive, send)
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         reply = None
@@ -116,9 +162,12 @@ class DataPlane:
         """Send the request; return the engine's good reply, of which only the head has been read."""
         model = exchange.route.public_name
         payload = exchange.payload
-        data = payload if len(payload) <= LARGE_BODY else io.BytesIO(payload)
         try:
-            reply = await self._session.post(exchange.url, data=data, headers=HEADERS)
+            if payload is None:
+                reply = await self._session.get(exchange.url, headers=HEADERS)
+            else:
+                data = payload if len(payload) <= LARGE_BODY else io.BytesIO(payload)
+                reply = await self._session.post(exchange.url, data=data, headers=HEADERS)
             self._source.note_reached()
             if reply.status == 200:
                 return reply
@@ -132,16 +181,11 @@ class DataPlane:
         raise RelayFailed(engine_failure(reply.status, body, model, exchange.public_names))
 
 
-def _for_engine(body: dict[str, Any], route: Route) -> bytes:
-    """Complete a request for the engine; of a stream the account is always asked for, as metrics need it."""
-    apply_defaults(body, route.defaults)
-    body["model"] = route.engine_name
-    if body.get("stream") is True:
-        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-    try:
-        return orjson.dumps(body)
-    except TypeError:
-        raise BadRequest("the body is nested too deeply", "254 levels are the limit") from None
+def _resolve(table: RouteTable, model: str | None) -> tuple[Route, EngineView]:
+    """The route of a name; without one, the base's."""
+    if model is None and table.engine is not None:
+        model = table.engine.base_name
+    return table.resolve(model or "")
 
 
 async def _let_go(reply: aiohttp.ClientResponse, *, whole: bool) -> None:

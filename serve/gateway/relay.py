@@ -12,9 +12,10 @@ from yarl import URL
 
 from serve.errors import EngineFailed, EngineUnavailable
 from serve.gateway.asgi import Send, send_json
+from serve.gateway.endpoints import CHAT, RESPONSES, Endpoint
 from serve.gateway.failures import Failure, engine_event_failure
 from serve.gateway.routes import Route
-from serve.gateway.stream import EventFilter
+from serve.gateway.stream import EventFilter, ResponsesFilter
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +30,20 @@ STREAM_HEADERS = [
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request on its way: where it goes, what is sent, and what the client must get.
+    """One request on its way: where it goes, what is sent (None: nothing, it is a GET), what must come back.
 
     ``single`` says that one choice was asked for, ``started`` is when the request came (``perf_counter``).
     """
 
     route: Route
     url: URL
-    payload: bytes
+    payload: bytes | None
     stream: bool
     keep_usage: bool
     single: bool
     started: float
     public_names: Mapping[str, str]
+    endpoint: Endpoint = CHAT
 
 
 class RelayFailed(Exception):
@@ -81,6 +83,8 @@ class Relay:
                 await self._whole(reply)
         except BROKEN as error:
             raise RelayFailed.unreachable(error, self._exchange) from error
+        if not self._exchange.endpoint.timed:
+            return
         self._exchange.route.meters.duration.observe(time.perf_counter() - self._exchange.started)
 
     async def fail(self, failure: Failure) -> str:
@@ -89,7 +93,12 @@ class Relay:
         Returns the outcome for the metrics; whatever breaks a stream off counts as ``failed``.
         """
         if self._streaming:
-            await self._send({"type": "http.response.body", "body": failure.event()})
+            await self._send(
+                {
+                    "type": "http.response.body",
+                    "body": failure.event(typed=self._exchange.endpoint is RESPONSES),
+                }
+            )
             return "failed"
         if not self._complete:
             await failure.send(self._send)
@@ -102,20 +111,29 @@ class Relay:
             content = orjson.loads(text)
         except orjson.JSONDecodeError:
             content = None
-        if not isinstance(content, dict) or "choices" not in content:
-            logger.warning("engine's answer for %s is not understood: %s", route.public_name, text[:500])
+        if not isinstance(content, dict) or self._exchange.endpoint.answer not in content:
+            # Not the text itself: it may be an answer, or hold the prompt.
+            logger.warning(
+                "engine's answer for %s is not understood: %d bytes, not JSON with %r",
+                route.public_name,
+                len(text),
+                self._exchange.endpoint.answer,
+            )
             raise RelayFailed(Failure.of(EngineFailed("the engine's answer is not understood", "try again")))
         self._count(content.get("usage") or {})
         self._complete = True
-        await send_json(self._send, route.rename(text), 200, [route.header])
+        await send_json(self._send, route.rename(text), 200, route.headers)
 
     async def _stream(self, reply: aiohttp.ClientResponse) -> None:
-        events = EventFilter(self._exchange.route, keep_usage=self._exchange.keep_usage)
+        kind = ResponsesFilter if self._exchange.endpoint is RESPONSES else EventFilter
+        events = kind(self._exchange.route, keep_usage=self._exchange.keep_usage)
         try:
             while not events.done:
                 chunk = await reply.content.readany()
                 if not chunk:
-                    raise RelayFailed.unreachable(EOFError("the stream ended before [DONE]"), self._exchange)
+                    raise RelayFailed.unreachable(
+                        EOFError("the stream ended before its last event"), self._exchange
+                    )
                 seen = events.tokens
                 out = events.feed(chunk)
                 if events.tokens != seen:
@@ -135,7 +153,7 @@ class Relay:
     async def _write(self, events: bytes, *, more: bool) -> None:
         if not self._streaming:
             self._streaming = True
-            headers = [*STREAM_HEADERS, self._exchange.route.header]
+            headers = [*STREAM_HEADERS, *self._exchange.route.headers]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if not more:
             self._streaming, self._complete = False, True
@@ -155,5 +173,6 @@ class Relay:
 
     def _count(self, usage: Mapping[str, Any]) -> None:
         meters = self._exchange.route.meters
-        meters.prompt_tokens.inc(usage.get("prompt_tokens") or 0)
-        meters.completion_tokens.inc(usage.get("completion_tokens") or 0)
+        # The second names are those of /v1/responses.
+        meters.prompt_tokens.inc(usage.get("prompt_tokens") or usage.get("input_tokens") or 0)
+        meters.completion_tokens.inc(usage.get("completion_tokens") or usage.get("output_tokens") or 0)

@@ -13,6 +13,7 @@ from yarl import URL
 
 from serve.errors import AdapterNotReady, EngineUnavailable, ModelNotFound, TenonError
 from serve.gateway.metrics import Meters
+from serve.gateway.policy import NO_POLICY, SamplingPolicy
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -38,14 +39,14 @@ class EngineView:
         return cls(str(record.get("url") or ""), str(base_name), str(record.get("state")), record)
 
     @cached_property
-    def chat_url(self) -> URL:
-        """Where chat completions are asked."""
-        return URL(self.url.rstrip("/") + "/v1/chat/completions")
+    def _addresses(self) -> dict[str, URL]:
+        return {}
 
-    @cached_property
-    def completion_url(self) -> URL:
-        """Where text completions are asked."""
-        return URL(self.url.rstrip("/") + "/v1/completions")
+    def address(self, path: str) -> URL:
+        """Where the engine answers ``path``, which is one of our own endpoints' and never a client's."""
+        if path not in self._addresses:
+            self._addresses[path] = URL(self.url.rstrip("/") + path)
+        return self._addresses[path]
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,15 @@ class Route:
     public_name: str
     engine_name: str
     meters: Meters
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    policy: SamplingPolicy = NO_POLICY
 
     @cached_property
-    def header(self) -> tuple[bytes, bytes]:
-        """The response header that says which version answered."""
-        return (b"x-tenon-version", self.public_name.encode())
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The response headers that say which version answered, and which fields had forced values."""
+        headers = [(b"x-tenon-version", self.public_name.encode())]
+        if self.policy.forced:
+            headers.append((b"x-tenon-forced", ", ".join(sorted(self.policy.forced)).encode()))
+        return headers
 
     @cached_property
     def _pattern(self) -> re.Pattern[bytes] | None:

@@ -12,6 +12,8 @@ import uvicorn
 from serve.config import Settings
 from serve.errors import TenonError
 from serve.gateway.app import Gateway
+from serve.gateway.protocol import GuardedProtocol
+from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
 from serve.net import listen, url_of
 from serve.records import ProcessIdentity, write_json
@@ -30,7 +32,7 @@ class GatewayServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=GuardedProtocol,
                 ws="none",
                 lifespan="on",
                 access_log=False,
@@ -69,12 +71,12 @@ class GatewayServer(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
     sock = listen(settings.host, settings.port)
-    with Registry.open(settings.home) as registry:
+    with Registry.of(settings) as registry:
         # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json")
-        server = GatewayServer(Gateway(source), sock, settings.state / "gateway.json")
+        server = GatewayServer(Gateway(source, Rules.of(settings)), sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

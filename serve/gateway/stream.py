@@ -10,6 +10,10 @@ DONE = (b"data: [DONE]", b"data:[DONE]")
 ERROR = (b'data: {"error"', b'data:{"error"')
 
 
+ENDS = (b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
+"""How the last event of ``/v1/responses`` begins; that endpoint knows no ``[DONE]``."""
+
+
 class EventFilter:
     """Turns an engine's bytes into those for the client; it does no input or output of its own.
 
@@ -65,3 +69,25 @@ class EventFilter:
             return True
         self.usage = usage
         return self._keep_usage
+
+
+class ResponsesFilter(EventFilter):
+    """The same for ``/v1/responses``, whose events have names and whose last holds the whole answer."""
+
+    __slots__ = ()
+
+    def _pass(self, event: bytes) -> bytes:
+        if self.done or self.error is not None:
+            return b""
+        head, _, rest = event.partition(b"\n")
+        if head.endswith(b".delta"):
+            self.tokens += 1
+            return event
+        if head.startswith(b"event: error") or (b'"error"' in rest[:20] and head == b"event: unknown"):
+            self.error = event
+            return b""
+        if head.startswith(ENDS):
+            self.done = True
+            answer = orjson.loads(rest.removeprefix(b"data:")).get("response") or {}
+            self.usage = answer.get("usage")
+        return self._route.rename(event)

@@ -1,53 +1,68 @@
-"""The registry's SQLite file: connections, transactions, migrations and what its errors mean."""
+"""The registry's database: transactions, migrations and what its errors mean, on SQLite and PostgreSQL alike."""
 
-import fcntl
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, select, text, update
+from sqlalchemy import Connection, Engine, event, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from serve.errors import StorageError
 from serve.registry.migrations import HEAD
-from serve.registry.schema import revisions
+from serve.registry.schema import identities, revisions
 
 BUSY_TIMEOUT = 30.0
 """Seconds that a writer waits for another."""
 
 WRITES = "tenon_writes"
-HINTS = {
-    "full": "free disk space and try again; nothing was changed",
-    "readonly": "make the registry's folder writable, or set TENON_HOME to one that is",
-    "locked": "another process holds the registry; end it, or try again",
-    "malformed": "restore the registry's folder from a backup",
-    "not a database": "restore the registry's folder from a backup",
-    "unable to open": "check that the folder exists and may be read and written",
-    "disk i/o": "check the disk and free space on it",
-}
 
 
-class Database:
-    """One SQLite file in WAL mode, safe for many threads and processes."""
+class Database(ABC):
+    """A database that many threads and processes use at once; :meth:`write` lets in one of them at a time.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._engine = _engine(path)
+    ``place`` is what messages call it: it names no password.
+    """
 
-    @classmethod
-    def open(cls, path: Path) -> "Database":
-        """Open the file, creating it or bringing its schema up to date where needed; raises StorageError."""
-        database = cls(path)
+    def __init__(self, place: str, engine: Engine, **writing: Any) -> None:
+        self.place = place
+        event.listen(engine, "begin", self._begin)
+        self._engine = engine
+        self._writer = engine.execution_options(**{WRITES: True}, **writing)
+
+    @abstractmethod
+    def _begin(self, connection: Connection) -> None:
+        """Begin a transaction; one with the option WRITES must take the write lock first."""
+
+    @abstractmethod
+    def _explain(self, error: DBAPIError) -> tuple[str, str]:
+        """The driver's words on one line, and what to do about it."""
+
+    def _exists(self) -> bool:
+        return True
+
+    @contextmanager
+    def _migrating(self) -> Iterator[Connection]:
+        """A connection that keeps all other writers and migrations out."""
+        with self._writer.begin() as connection:
+            yield connection
+
+    def opened(self) -> Self:
+        """Create the tables, or bring them up to date, where needed; raises StorageError, and is closed then."""
         try:
-            with database.errors():
+            with self.errors():
                 # A newer schema than ours is used as it is: migrations only add, so that old code keeps serving.
-                if not path.exists() or (database._schema_version() or "") < HEAD:
-                    database._migrate()
+                if not self._exists() or self._schema_version() < HEAD:
+                    with self._migrating() as connection:
+                        if _version_in(connection) < HEAD:
+                            _upgrade(connection)
         except BaseException:
-            database.close()
+            self.close()
             raise
-        return database
+        return self
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -58,8 +73,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A connection that holds the write lock from its start: what it reads stays true until it commits."""
-        writer = self._engine.execution_options(**{WRITES: True})
-        with self.errors(), writer.begin() as connection:
+        with self.errors(), self._writer.begin() as connection:
             yield connection
 
     @contextmanager
@@ -68,45 +82,25 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            words = str(error.orig)
-            hint = next((hint for key, hint in HINTS.items() if key in words.lower()), "see the message")
-            raise StorageError(f"the registry {self.path} cannot be used: {words}", hint) from error
+            words, hint = self._explain(error)
+            raise StorageError(f"the registry {self.place} cannot be used: {words}", hint) from error
+        except PoolTimeout as error:
+            raise StorageError(
+                f"the registry {self.place} is busy: no connection came free", "try again"
+            ) from error
         except OSError as error:
             raise StorageError(
-                f"the registry {self.path} cannot be used: {error}", HINTS["unable to open"]
+                f"the registry {self.place} cannot be used: {error}",
+                "check that the folder exists and may be read and written",
             ) from error
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
-    def _schema_version(self) -> str | None:
+    def _schema_version(self) -> str:
         with self._engine.begin() as connection:
-            if not inspect(connection).has_table("alembic_version"):
-                return None
-            found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-            return str(found) if found is not None else None
-
-    def _migrate(self) -> None:
-        # Imported here, as it takes longer than everything else that opening a registry does.
-        from alembic import command
-        from alembic.config import Config
-
-        config = Config()
-        folder = str(Path(__file__).parent / "migrations")
-        config.set_main_option("script_location", folder.replace("%", "%%"))
-        # SQLite does not wait when two processes switch a new file to WAL at once, so one goes after the other.
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with self._engine.connect() as connection:
-                cursor: Any = connection.connection.cursor()
-                cursor.execute("PRAGMA journal_mode=WAL")
-                cursor.close()
-            if (self._schema_version() or "") >= HEAD:
-                return
-            with self._engine.execution_options(**{WRITES: True}).begin() as connection:
-                config.attributes["connection"] = connection
-                command.upgrade(config, HEAD)
+            return _version_in(connection)
 
 
 def bump(connection: Connection) -> None:
@@ -119,22 +113,38 @@ def revision(connection: Connection) -> int:
     return int(connection.execute(select(revisions.c.value)).scalar_one())
 
 
-def _engine(path: Path) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite+pysqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT}, pool_size=8
-    )
-    event.listen(engine, "connect", _prepare)
-    event.listen(engine, "begin", _begin)
-    return engine
+def identity(connection: Connection) -> str:
+    """What tells this database from every other: given once, when its tables are made."""
+    return str(connection.execute(select(identities.c.value)).scalar_one())
 
 
-def _prepare(connection: Any, record: object) -> None:
-    # The driver's own transactions begin late and deferred; we say BEGIN ourselves.
-    connection.isolation_level = None
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
+def marks(connection: Connection) -> tuple[str, str]:
+    """By what this database marks a folder of adapters as its own: its identity, and what others call it."""
+    return identity(connection), connection.dialect.name
 
 
-def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def clock(connection: Connection) -> datetime:
+    """The database's time, in UTC: one clock for all machines that share it."""
+    if connection.dialect.name == "sqlite":
+        return datetime.now(UTC)
+    found: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return found.astimezone(UTC)
+
+
+def _version_in(connection: Connection) -> str:
+    if not inspect(connection).has_table("alembic_version"):
+        return ""
+    return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() or "")
+
+
+def _upgrade(connection: Connection) -> None:
+    # Imported here, as it takes longer than everything else that opening a registry does.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    folder = str(Path(__file__).parent / "migrations")
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    attributes: dict[str, Any] = config.attributes
+    attributes["connection"] = connection
+    command.upgrade(config, HEAD)

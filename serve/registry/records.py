@@ -68,7 +68,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Alias:
-    """A mutable name, the version it means and the one it meant before, which stays loaded for a rollback."""
+    """A mutable name, the versions it means and the one it meant before, which stays loaded for a rollback.
+
+    ``targets`` are one or more versions with the weights by which conversations are split among them: integers,
+    not all zero. ``target`` is the first in rank: the one of the largest weight.
+    """
 
     name: str
     target: Version
@@ -77,6 +81,16 @@ class Alias:
     verdict: str | None
     forced: bool
     changed_at: datetime
+    targets: tuple[tuple[Version, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            object.__setattr__(self, "targets", ((self.target, 1),))
+
+    @property
+    def refs(self) -> tuple[VersionRef, ...]:
+        """The versions that it means."""
+        return tuple(version.ref for version, _ in self.targets)
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,16 @@ class AliasChange:
     forced: bool
     by: str
     changed_at: datetime
+    targets: tuple[tuple[VersionRef, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            object.__setattr__(self, "targets", ((self.target, 1),))
+
+    @property
+    def refs(self) -> tuple[VersionRef, ...]:
+        """The versions that it named."""
+        return tuple(ref for ref, _ in self.targets)
 
 
 @dataclass(frozen=True)
@@ -118,3 +142,15 @@ class EvaluationRecord:
     verdict: str
     report: str
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class EngineSeen:
+    """An engine as its supervisor last told of it; ``seen_at`` is the database's time."""
+
+    name: str
+    url: str
+    base_name: str
+    state: str
+    reason: str
+    seen_at: datetime

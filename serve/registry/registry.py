@@ -3,38 +3,44 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import insert, select
 
 from serve.errors import AdapterRejected, InputError, StorageError
 from serve.names import check_name
-from serve.registry import aliases, versions
+from serve.registry import aliases, garbage, versions
+from serve.registry.accounts import Accounts
 from serve.registry.base import BaseIdentity
-from serve.registry.database import Database, revision
+from serve.registry.database import Database, identity, marks, revision
+from serve.registry.fleet import Fleet
+from serve.registry.garbage import Collection
 from serve.registry.records import (
     AdapterFacts,
     Alias,
     AliasChange,
     EvaluationRecord,
     Lineage,
-    LoadState,
     Version,
 )
 from serve.registry.schema import evaluations
+from serve.registry.sqlite import SQLite, has_versions
 from serve.registry.store import Store
 from serve.registry.validate import validate_adapter
 from serve.registry.versions import AnyRef, as_ref
 
-__all__ = ["Alias", "AliasChange", "EvaluationRecord", "Lineage", "LoadState", "Registry", "Version"]
+if TYPE_CHECKING:
+    from serve.config import Settings
 
 
-class Registry:
+class Registry(Accounts, Fleet):
     """What is registered in one Tenon home; safe for many threads and processes at once.
 
     Every method raises :class:`StorageError` where the disk or the database fails, and InputError for a malformed
-    name. A write has happened, and is on disk, when its method returns; if it raises, nothing has changed.
+    name. A write has happened, and is on disk, when its method returns; if it raises, nothing has changed. (A
+    PostgreSQL server that is lost in the middle of a commit leaves open which; the error's hint says so.)
     """
 
     def __init__(self, home: Path, database: Database) -> None:
@@ -43,8 +49,12 @@ class Registry:
         self._store = Store(home / "adapters")
 
     @classmethod
-    def open(cls, home: Path) -> "Registry":
-        """Open the registry of a home, creating both where needed."""
+    def open(cls, home: Path, database_url: str | None = None) -> "Registry":
+        """Open the registry of a home, creating both where needed.
+
+        It is the SQLite file ``registry.db`` in the home, or a PostgreSQL database; the adapters' files lie in the
+        home either way, so machines that share a database share the folder ``adapters``, too.
+        """
         home = home.expanduser().absolute()
         try:
             home.mkdir(parents=True, exist_ok=True)
@@ -53,7 +63,19 @@ class Registry:
                 f"the folder {home} cannot be made: {error.strerror}",
                 "set TENON_HOME to a folder that can be written",
             ) from error
-        return cls(home, Database.open(home / "registry.db"))
+        if database_url is None:
+            return cls(home, SQLite.open(home / "registry.db"))
+        from serve.registry.postgres import PostgreSQL
+
+        if has_versions(home / "registry.db"):
+            Store(home / "adapters").claim("sqlite")
+        return cls(home, PostgreSQL.open(database_url))
+
+    @classmethod
+    def of(cls, settings: "Settings") -> "Registry":
+        """Open the registry that the settings name."""
+        url = settings.database_url
+        return cls.open(settings.home, url.get_secret_value() if url is not None else None)
 
     def close(self) -> None:
         """Close the database; the registry cannot be used afterwards."""
@@ -96,6 +118,7 @@ class Registry:
             try:
                 with self._database.write() as connection:
                     ref = versions.add(connection, name, digest, facts, lineage, base.name)
+                    self._store.claim(identity(connection))
                     self._store.place(staged, digest)
                     return versions.to_version(versions.find(connection, ref), self._store)
             except StorageError:
@@ -129,12 +152,38 @@ class Registry:
     def remove(self, ref: AnyRef) -> None:
         """Remove a version; raises VersionInUse if an alias means it or would roll back to it.
 
-        Its number is never given again. Its files go unless another version has the same.
+        Its number is never given again. Its files go unless another version has the same, or another registry
+        keeps files in the same home.
         """
         with self._database.write() as connection:
             digest = versions.remove(connection, as_ref(ref))
         # In a second transaction: killed in between, we leave files without a version, never the opposite.
         self._discard_unless_shared(digest)
+
+    def collect(
+        self,
+        *,
+        keep: int = garbage.KEEP,
+        rollbacks: int = garbage.ROLLBACKS,
+        young: timedelta = garbage.YOUNG,
+        dry_run: bool = False,
+    ) -> Collection:
+        """Remove what nothing needs: versions, and files that no version has; ``dry_run`` only says what.
+
+        Needed is what an alias means, would roll back to, or meant among the last ``rollbacks`` before; what is
+        wanted or held by an engine; the newest ``keep`` of each name; and what is younger than ``young``.
+        """
+        if dry_run:
+            with self._database.read() as connection:
+                found = garbage.look(connection, self._store, keep, rollbacks, young)
+        else:
+            with self._database.write() as connection:
+                found = garbage.look(connection, self._store, keep, rollbacks, young)
+                garbage.remove(connection, found)
+            for digest in found.files:
+                self._discard_unless_shared(digest)
+            self._store.sweep()
+        return found
 
     def aliases(self) -> list[Alias]:
         """All aliases, by name."""
@@ -149,8 +198,9 @@ class Registry:
     def set_alias(
         self,
         name: str,
-        ref: AnyRef,
+        ref: AnyRef | None = None,
         *,
+        targets: Mapping[AnyRef, int] | None = None,
         sampling: Mapping[str, Any] | None = None,
         verdict: str | None = None,
         forced: bool = False,
@@ -158,60 +208,25 @@ class Registry:
     ) -> Alias:
         """Let an alias mean a version from now on; what it meant is kept as ``previous``, and in its history.
 
-        ``sampling`` replaces the alias's sampling defaults; None keeps them. Raises VersionNotFound, and Conflict
-        for the name of the base.
+        Instead of one version there may be several ``targets`` with integer weights, by which conversations are
+        split among them; the largest weight leads. ``sampling`` replaces the alias's sampling defaults; None keeps
+        them. Raises VersionNotFound, Conflict for the name of the base, and InputError for weights that are
+        negative or all zero.
         """
         check_name(name)
+        if (ref is None) == (targets is None):
+            raise InputError("an alias needs either one version or weighted targets", "give one of the two")
+        given: Mapping[AnyRef, int] = {ref: 1} if ref is not None else targets or {}
+        chosen = [(as_ref(one), weight) for one, weight in given.items()]
+        aliases.check_targets(chosen)
         with self._database.write() as connection:
-            aliases.put(
-                connection, name, as_ref(ref), sampling=sampling, verdict=verdict, forced=forced, by=by
-            )
+            aliases.put(connection, name, chosen, sampling=sampling, verdict=verdict, forced=forced, by=by)
             return aliases.read(connection, self._store, name)[0]
 
     def history(self, name: str) -> list[AliasChange]:
         """Every change of an alias, oldest first; empty for a name that never was one."""
         with self._database.read() as connection:
             return aliases.history(connection, name)
-
-    def want(self, ref: AnyRef) -> None:
-        """Ask that a version be loaded, whether or not an alias means it; raises VersionNotFound."""
-        with self._database.write() as connection:
-            versions.want(connection, as_ref(ref), True)
-
-    def unwant(self, ref: AnyRef) -> None:
-        """Take :meth:`want` back; raises VersionNotFound."""
-        with self._database.write() as connection:
-            versions.want(connection, as_ref(ref), False)
-
-    def desired(self) -> list[Version]:
-        """The versions that engines should hold: wanted, meant by an alias, or needed for its rollback."""
-        with self._database.read() as connection:
-            return [versions.to_version(row, self._store) for row in versions.desired_rows(connection)]
-
-    def set_loaded(
-        self,
-        engine: str,
-        states: Mapping[str, tuple[str, str]],
-        *,
-        load_seconds: Mapping[str, float] | None = None,
-    ) -> None:
-        """Record what an engine holds: ``name@vN`` → (state, reason), replacing all that was recorded of it.
-
-        ``load_seconds`` gives load times by the same keys; times not given stay. Writes only what has changed.
-        """
-        seconds = load_seconds or {}
-        with self._database.read() as connection:
-            if versions.changed_states(connection, engine, states, seconds) is None:
-                return
-        with self._database.write() as connection:
-            rows = versions.changed_states(connection, engine, states, seconds)
-            if rows is not None:
-                versions.replace_states(connection, engine, rows)
-
-    def loaded(self, engine: str | None = None) -> list[LoadState]:
-        """What the engines, or one of them, hold."""
-        with self._database.read() as connection:
-            return versions.loaded(connection, engine)
 
     def record_evaluation(
         self, ref: AnyRef, *, base_digest: str, result: Mapping[str, Any], verdict: str, report: str
@@ -254,5 +269,5 @@ class Registry:
 
     def _discard_unless_shared(self, digest: str) -> None:
         with self._database.write() as connection:
-            if not versions.shared(connection, digest):
+            if not versions.shared(connection, digest) and not self._store.others(marks(connection)):
                 self._store.discard(digest)

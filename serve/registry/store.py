@@ -5,11 +5,12 @@ The digest is what ``sha256sum adapter_config.json adapter_model.safetensors | s
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +21,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 STAGING = ".staging-"
+CLAIM = ".registry-"
 STALE_SECONDS = 24 * 3600.0
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Store:
@@ -41,7 +44,7 @@ class Store:
         StorageError, with nothing left behind, where the disk is full or cannot be written.
         """
         with _disk_errors(self.root):
-            self._sweep()
+            self.sweep()
             staged = Path(tempfile.mkdtemp(prefix=STAGING, dir=self.root))
         try:
             with _disk_errors(self.root):
@@ -88,9 +91,34 @@ class Store:
                 target.rename(trash)
             _delete(trash)
 
-    def _sweep(self) -> None:
+    def digests(self) -> list[str]:
+        """The digests of which there are files; raises StorageError."""
+        with _disk_errors(self.root):
+            if not self.root.is_dir():
+                return []
+            return sorted(path.name for path in self.root.iterdir() if DIGEST.fullmatch(path.name))
+
+    def size(self, digest: str) -> int:
+        """The bytes that the files of ``digest`` take; 0 where they are missing."""
+        sizes = [path.stat().st_size for path in self.path(digest).glob("*")]
+        return sum(sizes)
+
+    def claim(self, registry: str) -> None:
+        """Leave a mark that a registry keeps files here."""
+        mark = self.root / f"{CLAIM}{registry}"
+        if not mark.exists():
+            with _disk_errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+
+    def others(self, own: Iterable[str]) -> list[Path]:
+        """The marks of other registries: files that this one knows nothing of may be theirs."""
+        return sorted(set(self.root.glob(f"{CLAIM}*")) - {self.root / f"{CLAIM}{mark}" for mark in own})
+
+    def sweep(self) -> None:
         """Remove what processes that were killed have left behind."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        with _disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
         for left in self.root.glob(f"{STAGING}*"):
             with suppress(FileNotFoundError):  # another process may be done with it
                 if time.time() - left.stat().st_mtime > STALE_SECONDS:

@@ -6,13 +6,13 @@ from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, Select, delete, insert, select, union, update
+from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 
 from serve.errors import VersionInUse, VersionNotFound
 from serve.names import VersionRef, parse_version
 from serve.registry.database import bump
 from serve.registry.records import LOAD_STATES, AdapterFacts, Lineage, LoadState, Version
-from serve.registry.schema import aliases, load_states, names, versions, wants
+from serve.registry.schema import alias_targets, aliases, load_states, names, versions
 from serve.registry.store import Store
 
 Record = TypeVar("Record", AdapterFacts, Lineage)
@@ -98,10 +98,15 @@ def all_rows(connection: Connection, name: str | None) -> Sequence[Row[Any]]:
 def remove(connection: Connection, ref: VersionRef) -> str:
     """Delete a version that no alias needs and return its digest; raises VersionNotFound, VersionInUse."""
     row = find(connection, ref)
+    current = (alias_targets.c.alias == aliases.c.name) & (alias_targets.c.changed_at == aliases.c.changed_at)
+    shared_with = (
+        select(alias_targets.c.alias).join(aliases, current).where(alias_targets.c.version_id == row.id)
+    )
+    means = (aliases.c.version_id == row.id) | aliases.c.name.in_(shared_with)
     users = connection.execute(
-        select(aliases.c.name, aliases.c.version_id == row.id).where(
-            (aliases.c.version_id == row.id) | (aliases.c.previous_id == row.id)
-        )
+        select(aliases.c.name, means)
+        .where(means | (aliases.c.previous_id == row.id))
+        .order_by(aliases.c.name)
     ).all()
     if users:
         why = [f"the alias {name} {'means it' if live else 'would roll back to it'}" for name, live in users]
@@ -117,29 +122,6 @@ def shared(connection: Connection, digest: str) -> bool:
         connection.execute(select(versions.c.id).where(versions.c.digest == digest).limit(1)).first()
         is not None
     )
-
-
-def want(connection: Connection, ref: VersionRef, wanted: bool) -> None:
-    """Ask, or ask no more, that a version be loaded; raises VersionNotFound."""
-    version_id = find(connection, ref).id
-    present = connection.execute(select(wants).where(wants.c.version_id == version_id)).first() is not None
-    if present == wanted:
-        return
-    if wanted:
-        connection.execute(insert(wants).values(version_id=version_id, wanted_at=now()))
-    else:
-        connection.execute(delete(wants).where(wants.c.version_id == version_id))
-    bump(connection)
-
-
-def desired_rows(connection: Connection) -> Sequence[Row[Any]]:
-    """The versions that engines should hold: wanted, meant by an alias, or needed for its rollback."""
-    ids = union(
-        select(wants.c.version_id),
-        select(aliases.c.version_id),
-        select(aliases.c.previous_id).where(aliases.c.previous_id.is_not(None)),
-    )
-    return connection.execute(_order(select(versions)).where(versions.c.id.in_(ids))).all()
 
 
 def loaded(connection: Connection, engine: str | None) -> list[LoadState]:
@@ -165,19 +147,22 @@ def changed_states(
     ids = {str(VersionRef(row.name, row.number)): row.id for row in all_rows(connection, None)}
     rows, same = [], before.keys() == states.keys() & ids.keys()
     for ref in states.keys() & ids.keys():
-        state, reason = states[ref]
+        state, reason = (
+            states[ref][0],
+            (states[ref][1] or "").replace("\0", ""),
+        )  # which PostgreSQL cannot keep
         if state not in LOAD_STATES:
             raise ValueError(f"{state!r} is no load state")
         old = before.get(ref)
         seconds = load_seconds.get(ref, old.load_seconds if old else None)
-        kept = old is not None and (old.state, old.reason, old.load_seconds) == (state, reason or "", seconds)
+        kept = old is not None and (old.state, old.reason, old.load_seconds) == (state, reason, seconds)
         same = same and kept
         rows.append(
             {
                 "engine": engine,
                 "version_id": ids[ref],
                 "state": state,
-                "reason": reason or "",
+                "reason": reason,
                 "load_seconds": seconds,
                 "changed_at": old.changed_at if old is not None and kept else now(),
             }

@@ -10,7 +10,10 @@ import typer
 from deploy.cli import app
 from serve.config import Settings
 from serve.errors import TenonError
+from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
 from serve.gateway.metrics import Metrics
+from serve.gateway.presets import BUILT_IN
+from serve.gateway.validate import FIELDS, Kind
 from train.data.spec import DataSpec
 from train.recipe import LoraSpec, Recipe, TrainSpec
 
@@ -47,6 +50,23 @@ def test_setting_is_documented(field: str) -> None:
 @pytest.mark.parametrize("command", commands())
 def test_command_is_documented(command: str) -> None:
     assert f"`tenon {command}" in (DOCS / "commands.md").read_text()
+
+
+@pytest.mark.parametrize("path", [*ENDPOINTS, TOKENIZER_INFO])
+def test_endpoint_is_documented(path: str) -> None:
+    assert re.search(rf"^\|.*[` ]{path}`", (DOCS / "serving.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_every_field_of_a_body_is_documented(kind: Kind) -> None:
+    text = (DOCS / "serving.md").read_text()
+    assert [field for field in FIELDS[kind] if f"`{field}`" not in text] == []
+
+
+def test_every_preset_is_documented_with_its_values() -> None:
+    text = (DOCS / "serving.md").read_text()
+    for name, values in BUILT_IN.items():
+        assert f"| `{name}` | {', '.join(f'`{key}` {value:g}' for key, value in values.items())} |" in text
 
 
 def test_no_two_errors_share_a_code() -> None:

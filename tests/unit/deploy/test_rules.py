@@ -10,9 +10,10 @@ import pytest
 import typer
 
 from deploy.cli_stack import settings_of
-from deploy.cli_train import assignments, given
+from deploy.cli_train import given
 from deploy.controller import read_stack, write_stack
 from deploy.extras import PACKAGES, need
+from deploy.sampling_options import assignments
 from deploy.serving import why_not
 from deploy.snippets import curl_snippet, python_snippet
 from serve.config import Settings
@@ -98,11 +99,14 @@ def test_options_become_overrides_whatever_characters_they_hold() -> None:
 
 
 def test_set_takes_yaml_and_names_what_is_not() -> None:
-    assert assignments(["temperature=0.2", "stop=[a, b]"]) == {"temperature": 0.2, "stop": ["a", "b"]}
+    assert assignments(["temperature=0.2", "stop=[a, b]"], "--set") == {
+        "temperature": 0.2,
+        "stop": ["a", "b"],
+    }
     with pytest.raises(InputError, match="stop"):
-        assignments(["stop=["])
+        assignments(["stop=["], "--set")
     with pytest.raises(typer.BadParameter):
-        assignments(["temperature"])
+        assignments(["temperature"], "--min")
 
 
 def test_missing_extra_is_named() -> None:

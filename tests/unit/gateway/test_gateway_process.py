@@ -15,24 +15,26 @@ import aiohttp
 import orjson
 from gateway_harness import MESSAGES, running_bench, until
 from support.ports import free_port
+from support.postgres import Cluster
 
 from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
 from serve.records import ProcessIdentity, write_json
+from serve.registry import Registry
 
 
-async def start(home: Path, *options: str) -> Process:
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("TENON_")}
+async def start(home: Path, *options: str, **variables: str) -> Process:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("TENON_")} | variables
     command = [sys.executable, "-m", "serve.gateway", "--home", str(home), "--host", "127.0.0.1", *options]
     return await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=environ)
 
 
 @asynccontextmanager
-async def running(home: Path) -> AsyncIterator[tuple[Process, dict[str, Any]]]:
+async def running(home: Path, **variables: str) -> AsyncIterator[tuple[Process, dict[str, Any]]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = await start(home, "--port", str(port))
+    process = await start(home, "--port", str(port), **variables)
     record = home / "run" / "gateway.json"
     try:
         await until(lambda: record.exists() or process.returncode is not None, 20)
@@ -115,3 +117,29 @@ async def test_after_the_deadline_streams_end_with_an_error(tmp_path: Path) -> N
         events = await asyncio.wait_for(running_stream, 10)
     assert "[DONE]" not in events
     assert "shutting down" in events.strip().split("\n\n")[-1]
+
+
+async def test_it_follows_a_registry_in_postgresql(cluster: Cluster, tmp_path: Path) -> None:
+    url = cluster.create()
+    async with running(tmp_path, TENON_DATABASE_URL=url) as (_, record), aiohttp.ClientSession() as http:
+        with Registry.open(tmp_path, url) as registry:
+            registry.create_key("shop")
+
+        for _ in range(200):
+            async with http.get(f"{record['url']}/healthz") as reply:
+                revision = (await reply.json())["revision"]
+            if revision == 1:
+                break
+            await asyncio.sleep(0.05)
+        assert revision == 1
+    assert not (tmp_path / "registry.db").exists()
+
+
+async def test_presets_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "presets.yaml").write_text("a: {temperature: 9}")
+    process = await start(tmp_path, "--port", str(free_port()))
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    last = errors.decode().splitlines()[-1]
+    assert last.startswith("gateway: ")
+    assert "presets.yaml: a: temperature" in last

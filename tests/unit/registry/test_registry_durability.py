@@ -1,64 +1,127 @@
 import os
-import sqlite3
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from registry_places import Place
 from registry_samples import lora_tensors, write_adapter, write_base
+from sqlalchemy import create_engine, text
+from support.postgres import Cluster
 
 from serve.errors import StorageError
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity, identify_base
+from serve.registry.database import revision
 
 WRITER = [sys.executable, str(Path(__file__).with_name("registry_writer.py"))]
-PROCESSES, EACH, KILLS = 4, 5, 20
+PROCESSES, EACH = 4, 5
+KILLS = int(os.environ.get("TENON_TEST_KILLS", "20"))  # `make test-kills` asks for a thousand
 
 
-def test_processes_that_register_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
+def test_processes_that_register_at_once_get_numbers_of_their_own(place: Place, tmp_path: Path) -> None:
     base = str(write_base(tmp_path / "tiny"))
-    home = str(tmp_path / "home")
+    adapters = [str(write_adapter(tmp_path / f"a{n}", seed=n)) for n in range(PROCESSES)]
     writers = [
         subprocess.Popen(
-            [*WRITER, "register", home, base, str(write_adapter(tmp_path / f"a{n}", seed=n)), str(EACH)],
+            [*WRITER, "register", *place.arguments, base, adapter, str(EACH)],
             stdout=subprocess.PIPE,
             text=True,
         )
-        for n in range(PROCESSES)
+        for adapter in adapters
     ]
     numbers = [int(line) for writer in writers for line in writer.communicate(timeout=60)[0].split()]
     assert [writer.returncode for writer in writers] == [0] * PROCESSES
     assert sorted(numbers) == list(range(1, PROCESSES * EACH + 1))
-    registry = Registry.open(Path(home))
+    registry = place.open()
     assert registry.revision() == PROCESSES * EACH
     for version in registry.versions():
         registry.verify(version.ref)
-    registry.close()
-    assert len(list((tmp_path / "home/adapters").iterdir())) == PROCESSES
+    assert len(list((place.home / "adapters").glob("[0-9a-f]*"))) == PROCESSES
 
 
-def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    base = identify_base(str(write_base(tmp_path / "tiny")))
-    home = tmp_path / "home"
-    registry = Registry.open(home)
+class Nursery:
+    """Writers to a registry, one after the other, that end by SIGKILL."""
+
+    def __init__(self, place: Place) -> None:
+        command = [*WRITER, "nursery", *place.arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def kill_one(self, seconds: float) -> int:
+        """Let a writer write once and for some seconds more, kill it, and return the last write that it told of."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        pid = int(self.process.stdout.readline())
+        told = [self.process.stdout.readline()]
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
+        while told[-1] != "ended\n":
+            told.append(self.process.stdout.readline())
+        return int(told[-2])
+
+    def close(self) -> None:
+        self.process.communicate(timeout=30)
+
+
+@pytest.mark.timeout(120 + KILLS)
+def test_killed_writers_lose_nothing_that_was_acknowledged(
+    place: Place, registry: Registry, base: BaseIdentity, tmp_path: Path
+) -> None:
     for number in (1, 2):
         registry.register(write_adapter(tmp_path / str(number), seed=number), "support", base, max_rank=64)
-    acknowledged = registry.revision()
-    for kill in range(KILLS):
-        with subprocess.Popen([*WRITER, "flip", str(home)], stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            acknowledged = int(writer.stdout.readline())
-            time.sleep(0.003 * kill)
-            writer.kill()
-            acknowledged = int((writer.stdout.read().split("\n")[:-1] or [str(acknowledged)])[-1])
-        assert acknowledged <= registry.revision() <= acknowledged + 1
-        with sqlite3.connect(home / "registry.db") as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        connection.close()
+    with closing(Nursery(place)) as nursery:
+        for kill in range(KILLS):
+            acknowledged = nursery.kill_one(0.003 * (kill % 20))
+            assert acknowledged <= until_free(registry) <= acknowledged + 1
+            if kill % 20 == 0 or kill == KILLS - 1:
+                assert_intact(place)
     assert registry.revision() == 2 + len(registry.history("support"))
-    assert acknowledged > KILLS
+    assert registry.revision() > KILLS
+
+
+def until_free(registry: Registry) -> int:
+    """The revision once no transaction of a killed client is under way any more."""
+    with registry._database.write() as connection:
+        return revision(connection)
+
+
+def assert_intact(place: Place) -> None:
+    """Have the database check itself: the whole file, or every index against its table."""
+    engine = create_engine(place.sqlalchemy_url)
+    with engine.begin() as connection:
+        if place.url is None:
+            assert connection.execute(text("PRAGMA integrity_check")).scalars().all() == ["ok"]
+            assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
+        else:
+            connection.execute(text("CREATE EXTENSION IF NOT EXISTS amcheck"))
+            connection.execute(
+                text(
+                    "SELECT bt_index_check(i.indexrelid, true) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+                    " JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relpersistence = 'p'"
+                )
+            )
+    engine.dispose()
+
+
+def test_a_server_that_crashes_loses_nothing_that_was_acknowledged(
+    cluster: Cluster, base: BaseIdentity, tmp_path: Path
+) -> None:
+    registry = Registry.open(tmp_path / "home", cluster.create())
+    registry.register(write_adapter(tmp_path / "a"), "support", base, max_rank=64)
+    for turn in range(3):
+        registry.set_alias("support", "support@v1", sampling={"seed": turn})
+        cluster.stop(signal.SIGQUIT)
+        with pytest.raises(StorageError) as caught:
+            registry.revision()
+        assert "see whether the server runs" in caught.value.hint
+        cluster.start()
+        assert registry.revision() == 2 + turn, "and the registry connects again by itself"
     registry.close()
 
 

@@ -1,10 +1,13 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from registry_places import Place
 from registry_samples import write_adapter
 
-from serve.errors import InputError, VersionNotFound
+from serve.errors import InputError, VersionInUse, VersionNotFound
 from serve.names import VersionRef
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity
@@ -153,15 +156,12 @@ def test_every_change_that_routing_depends_on_is_counted(filled: Registry, tmp_p
     assert filled.revision() == 11
 
 
-def test_another_process_view_sees_changes_at_once(filled: Registry) -> None:
-    other = Registry.open(filled.home)
-    try:
-        before = other.revision()
-        filled.set_alias("support", V1)
-        assert other.revision() == before + 1
-        assert other.alias("support") == filled.alias("support")
-    finally:
-        other.close()
+def test_another_process_view_sees_changes_at_once(place: Place, filled: Registry) -> None:
+    other = place.open()
+    before = other.revision()
+    filled.set_alias("support", V1)
+    assert other.revision() == before + 1
+    assert other.alias("support") == filled.alias("support")
 
 
 def test_evaluations_are_kept_in_order(filled: Registry) -> None:
@@ -174,3 +174,126 @@ def test_evaluations_are_kept_in_order(filled: Registry) -> None:
     assert filled.evaluations(V2) == []
     with pytest.raises(VersionNotFound):
         filled.evaluations("support@v9")
+
+
+def test_a_want_belongs_to_its_holder(filled: Registry) -> None:
+    filled.want(V1, "eval-1", 60)
+    filled.want(V1, "eval-2", 60)
+    filled.unwant(V1, "eval-1")
+    assert desired(filled) == [V1]
+    filled.unwant(V1)
+    assert desired(filled) == [V1], "an unnamed holder speaks for nobody else"
+    filled.unwant(V1, "eval-2")
+    assert desired(filled) == []
+    for bad in ("", "x" * 129):
+        with pytest.raises(InputError, match="holder"):
+            filled.want(V1, bad)
+
+
+def test_a_want_ends_unless_it_is_renewed(filled: Registry) -> None:
+    filled.want(V1, "killed", 0.3)
+    filled.want(V2, "alive", 0.3)
+    before = filled.revision()
+    filled.renew(V2, "alive", 60)
+    assert filled.revision() == before, "nothing changed for the engines"
+    time.sleep(0.35)
+    assert desired(filled) == [V2]
+    filled.renew(V1, "killed", 60)
+    assert desired(filled) == [V1, V2], "it was only stopped"
+    assert filled.revision() == before + 1
+    filled.want(V3, "shortly", 0)
+    assert desired(filled) == [V1, V2]
+
+
+def test_weights_split_an_alias(filled: Registry) -> None:
+    filled.set_alias("support", V1)
+    canary = filled.set_alias("support", targets={V1: 90, "support@v3": 10})
+    assert (canary.target.ref, canary.refs, canary.previous) == (V1, (V1, V3), None)
+    assert [(version.ref, weight) for version, weight in canary.targets] == [(V1, 90), (V3, 10)]
+    assert filled.aliases() == [canary]
+    assert desired(filled) == [V1, V3]
+    with pytest.raises(VersionInUse, match="the alias support means it"):
+        filled.remove(V3)
+    even = filled.set_alias("support", targets={V3: 50, V1: 50})
+    assert (even.target.ref, even.refs) == (V1, (V3, V1)), "a tie leaves the one before in the lead"
+    flipped = filled.set_alias("support", targets={V3: 60, V1: 40}, sampling={"top_k": 1})
+    assert (flipped.target.ref, flipped.previous) == (V3, V1)
+    done = filled.set_alias("support", V3)
+    assert (done.targets, done.previous, done.sampling) == (((done.target, 1),), V1, {"top_k": 1})
+    assert [change.targets for change in filled.history("support")] == [
+        ((V1, 1),),
+        ((V1, 90), (V3, 10)),
+        ((V3, 50), (V1, 50)),
+        ((V3, 60), (V1, 40)),
+        ((V3, 1),),
+    ]
+    zero = filled.set_alias("support", targets={V2: 0, V3: 1})
+    assert desired(filled) == [V1, V2, V3]
+    assert zero.target.ref == V3
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [{}, {V1: 0}, {V1: -1, V2: 2}, {V1: True}, {V1: 0.5}, {V1: 10**9}, {V1: 1, "support@v1": 1}],
+    ids=str,
+)
+def test_weights_that_make_no_sense(filled: Registry, targets: Any) -> None:
+    before = filled.revision()
+    with pytest.raises(InputError):
+        filled.set_alias("support", targets=targets)
+    with pytest.raises(InputError, match="either"):
+        filled.set_alias("support", V1, targets={V2: 1})
+    with pytest.raises(InputError, match="either"):
+        filled.set_alias("support")
+    assert (filled.revision(), filled.aliases()) == (before, [])
+
+
+def test_numbers_that_are_none_and_characters_that_are_none(filled: Registry) -> None:
+    result = {"loss": float("nan"), "best": [float("inf"), 0.5, None]}
+    filled.record_evaluation(V1, base_digest="b", result=result, verdict="worse", report="r")
+    assert filled.evaluations(V1)[0].result == {"loss": None, "best": [None, 0.5, None]}
+    filled.set_loaded("e", {"support@v1": ("failed", "a\0b")})
+    assert filled.loaded()[0].reason == "ab"
+    filled.set_alias("support", V1, by="x" * 100, sampling={"stop": ["\0", "\ud800", "é"]})
+    assert filled.alias("support").sampling == {"stop": ["\0", "\ud800", "é"]}  # type: ignore[union-attr]
+
+
+def test_engines_are_seen_and_forgotten(filled: Registry) -> None:
+    before = filled.revision()
+    filled.see_engine("gpu-0", "http://a:8000", "tiny", "starting")
+    filled.see_engine("gpu-1", "http://b:8000", "tiny", "ready")
+    first = filled.engines()[0]
+    assert (first.name, first.url, first.base_name, first.state) == (
+        "gpu-0",
+        "http://a:8000",
+        "tiny",
+        "starting",
+    )
+    assert filled.revision() == before + 2
+    filled.see_engine("gpu-0", "http://a:8000", "tiny", "starting")
+    assert filled.revision() == before + 2, "a heartbeat changes nothing for routing"
+    assert filled.engines()[0].seen_at > first.seen_at
+    time.sleep(0.3)
+    filled.see_engine("gpu-1", "http://b:8000", "tiny", "down", "out of\0 memory")
+    assert [(engine.name, engine.reason) for engine in filled.engines(within=0.2)] == [
+        ("gpu-1", "out of memory")
+    ]
+    filled.set_loaded("gpu-1", {"support@v1": ("ready", "")})
+    before = filled.revision()
+    filled.forget_engine("gpu-1")
+    filled.forget_engine("gpu-1")
+    assert ([engine.name for engine in filled.engines()], filled.loaded()) == (["gpu-0"], [])
+    assert filled.revision() == before + 1
+
+
+def test_names_are_in_the_order_of_their_bytes(
+    registry: Registry, base: BaseIdentity, tmp_path: Path
+) -> None:
+    names = ["a-c", "ab", "a.d", "a_b", "a1", "b", "a"]
+    folder = write_adapter(tmp_path / "a")
+    for name in names:
+        ref = registry.register(folder, name, base, max_rank=64).ref
+        registry.set_alias(name, ref)
+    assert [version.ref.name for version in registry.versions()] == sorted(names)
+    assert [version.ref.name for version in registry.desired()] == sorted(names)
+    assert [alias.name for alias in registry.aliases()] == sorted(names)

@@ -21,7 +21,7 @@ def register(
 
 
 def files(registry: Registry) -> list[str]:
-    return sorted(path.name for path in (registry.home / "adapters").iterdir())
+    return sorted(path.name for path in (registry.home / "adapters").iterdir() if path.name[0] != ".")
 
 
 def test_a_version_is_immutable_and_knows_where_it_comes_from(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 
 from serve.config import Settings
@@ -12,6 +13,8 @@ from serve.errors import ConfigError
 VALUES = {
     "home": "/srv/tenon",
     "model": "org/base",
+    "database_url": "**********",
+    "prices": "/etc/prices.yaml",
     "host": "0.0.0.0",
     "port": "9000",
     "engine_url": "http://127.0.0.1:8000",
@@ -24,8 +27,13 @@ VALUES = {
     "max_model_len": "4096",
     "engine_args": "--seed 1",
     "engine_start_timeout": "30",
+    "grammars": "True",
+    "media": "image,audio",
+    "unknown_fields": "drop",
+    "presets": "/srv/presets.yaml",
     "log_level": "debug",
 }
+DATABASE = "postgresql://me:s3cret@db/tenon"
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +51,7 @@ def environment() -> Iterator[None]:
 def test_every_setting_can_come_from_the_environment() -> None:
     assert VALUES.keys() == Settings.model_fields.keys()
     os.environ.update({f"TENON_{name.upper()}": value for name, value in VALUES.items()})
+    os.environ["TENON_DATABASE_URL"] = DATABASE
     settings = Settings.read()
     assert {name: str(getattr(settings, name)) for name in VALUES} == {
         **VALUES,
@@ -86,6 +95,9 @@ def test_stored_settings_of_older_code_have_the_defaults_of_what_it_did_not_know
         ("TENON_MAX_LORA_RANK", "20", "max_lora_rank"),
         ("TENON_HOME", "", "home"),
         ("TENON_ENGINE_ARGS", "'x", "engine_args"),
+        ("TENON_DATABASE_URL", "mysql://me:s3cret@db/tenon", "postgresql://USER"),
+        ("TENON_DATABASE_URL", "postgresql://me:s3cret@db", "postgresql://USER"),
+        ("TENON_DATABASE_URL", "postgresql://me:s3/cret@db/tenon", "%XX"),
     ],
 )
 def test_wrong_settings_are_named(name: str, value: str, words: str) -> None:
@@ -94,6 +106,7 @@ def test_wrong_settings_are_named(name: str, value: str, words: str) -> None:
         Settings.read()
     assert words in caught.value.message
     assert "docs/settings.md" in caught.value.hint
+    assert "s3" not in caught.value.message
 
 
 def test_all_problems_at_once() -> None:
@@ -112,3 +125,20 @@ def test_a_model_folder_means_the_same_from_everywhere(tmp_path: Path) -> None:
         assert Settings.read(model="Qwen/Qwen3-0.6B").model == "Qwen/Qwen3-0.6B"
     finally:
         os.chdir(here)
+
+
+def test_the_databases_password_is_stored_but_not_shown() -> None:
+    os.environ["TENON_DATABASE_URL"] = DATABASE
+    settings = Settings.read()
+    assert "s3cret" not in f"{settings} {settings!r} {settings.database_url}"
+    stored = Settings.stored(orjson.loads(orjson.dumps(settings.model_dump(mode="json"))))
+    assert stored == settings
+    assert stored.database_url is not None
+    assert stored.database_url.get_secret_value() == DATABASE
+    os.environ["TENON_DATABASE_URL"] = ""
+    assert Settings.read().database_url is None
+
+
+def test_settings_of_the_tests_are_let_through() -> None:
+    os.environ["TENON_TEST_REQUIRE_POSTGRES"] = "1"
+    assert Settings.read().port == 8080

@@ -127,3 +127,12 @@ def test_a_number_that_names_no_process(pid):
 )
 def test_a_record_with_gaps_names_no_process(content):
     assert ProcessIdentity.read(content) is None
+
+
+def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:
+    write_json(tmp_path / "open.json", {})
+    write_json(tmp_path / "private.json", {"secret": 1}, private=True)
+    assert (tmp_path / "private.json").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "open.json").stat().st_mode & 0o400
+    write_json(tmp_path / "open.json", {"secret": 1}, private=True)
+    assert (tmp_path / "open.json").stat().st_mode & 0o077 == 0

@@ -8,17 +8,19 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     op.create_table(
         "names",
-        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("name", NAME, primary_key=True),
         sa.Column("last_number", sa.Integer, nullable=False),
     )
     op.create_table(
         "versions",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("name", NAME, nullable=False),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("base_name", sa.String(64), nullable=False),
@@ -32,7 +34,7 @@ def upgrade() -> None:
     op.create_index("ix_versions_digest", "versions", ["digest"])
     op.create_table(
         "aliases",
-        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("name", NAME, primary_key=True),
         sa.Column("version_id", sa.Integer, sa.ForeignKey("versions.id"), nullable=False),
         sa.Column("previous_id", sa.Integer, sa.ForeignKey("versions.id")),
         sa.Column("sampling", sa.JSON, nullable=False),
@@ -43,7 +45,7 @@ def upgrade() -> None:
     op.create_table(
         "alias_changes",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("alias", sa.String(64), nullable=False),
+        sa.Column("alias", NAME, nullable=False),
         sa.Column("target", sa.String(80), nullable=False),
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("previous", sa.String(80)),
@@ -67,7 +69,7 @@ def _create_dependents() -> None:
     )
     op.create_table(
         "load_states",
-        sa.Column("engine", sa.String(64), primary_key=True),
+        sa.Column("engine", NAME, primary_key=True),
         sa.Column(
             "version_id", sa.Integer, sa.ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True
         ),

@@ -1,0 +1,75 @@
+"""The options of ``tenon deploy`` that make a sampling policy, and the rules that reach the gateway."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.controller import rules_in
+from deploy.sampling_options import policy_of
+from serve.config import Settings
+from serve.errors import ConfigError, InputError
+from serve.gateway.presets import BUILT_IN
+from serve.gateway.rules import Rules
+
+
+def policy(home: Path, **options: Any) -> dict[str, Any] | None:
+    names = ("defaults", "minimum", "maximum", "forced", "preset")
+    return policy_of(Settings(home=home), **{name: options.get(name) for name in names})
+
+
+def test_nothing_said_keeps_what_the_alias_has(tmp_path: Path) -> None:
+    assert policy(tmp_path) is None
+
+
+def test_defaults_alone_are_stored_as_they_always_were(tmp_path: Path) -> None:
+    assert policy(tmp_path, defaults=["temperature=0", "stop=[a, b]"]) == {
+        "temperature": 0,
+        "stop": ["a", "b"],
+    }
+
+
+def test_limits_forced_values_and_presets(tmp_path: Path) -> None:
+    assert policy(
+        tmp_path, defaults=["top_p=0.8"], maximum=["max_tokens=512"], forced=["seed=1"], preset="balanced"
+    ) == {
+        "defaults": {"temperature": 0.7, "top_p": 0.8},
+        "max": {"max_tokens": 512},
+        "force": {"seed": 1},
+        "preset": "balanced",
+    }
+    (tmp_path / "presets.yaml").write_text("terse: {max_tokens: 64}")
+    assert policy(tmp_path, preset="terse") == {"defaults": {"max_tokens": 64}, "preset": "terse"}
+
+
+def test_problems_name_field_and_option(tmp_path: Path) -> None:
+    for options, words in (
+        ({"defaults": ["temprature=1"]}, "did you mean temperature"),
+        ({"defaults": ["temperature=0.9"], "maximum": ["temperature=0.5"]}, "above 0.5"),
+        ({"minimum": ["seed=1"]}, "seed has no limits"),
+        ({"forced": ["stop=["]}, "--fix stop=\\["),
+        ({"preset": "wild"}, "no preset is called 'wild'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            policy(tmp_path, **options)
+
+
+def test_a_gateway_that_is_started_again_has_the_rules_of_the_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("terse: {max_tokens: 64}")
+    settings = Settings(
+        home=tmp_path, grammars=True, media="image, audio", unknown_fields="drop", presets=file
+    )
+    for name, value in rules_in(settings).items():
+        monkeypatch.setenv(name, value)
+    rules = Rules.of(Settings.read(home=tmp_path))
+    assert rules == Rules(
+        True, frozenset({"image", "audio"}), "drop", {**BUILT_IN, "terse": {"max_tokens": 64}}
+    )
+
+
+def test_media_are_of_known_kinds() -> None:
+    with pytest.raises(ConfigError, match="smell"):
+        Settings.read(media="image,smell")

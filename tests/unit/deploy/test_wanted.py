@@ -1,0 +1,79 @@
+"""A command's want: it lives as long as the command, and a little longer where that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.serving import wanted
+from evalsuite.load.adapters import write_adapter
+from serve.names import VersionRef
+from serve.registry import Registry
+from serve.registry.base import identify_base
+
+REF = VersionRef("support", 1)
+COMMAND = """
+import sys, time
+from pathlib import Path
+from deploy.serving import wanted
+from serve.names import VersionRef
+from serve.registry import Registry
+with Registry.open(Path(sys.argv[1])) as registry, wanted(registry, VersionRef("support", 1), 1.0):
+    print("wanted", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    base = identify_base("tenon-tiny")
+    with Registry.open(tmp_path / "home") as opened:
+        opened.register(write_adapter(tmp_path / "a", base, seed=0), "support", base, max_rank=64)
+        yield opened
+
+
+def is_wanted(registry: Registry) -> bool:
+    return REF in [version.ref for version in registry.desired()]
+
+
+def test_two_commands_do_not_take_a_version_from_each_other(registry: Registry) -> None:
+    with wanted(registry, REF):
+        with wanted(registry, REF):
+            assert is_wanted(registry)
+        assert is_wanted(registry)
+    assert not is_wanted(registry)
+
+
+def test_a_want_is_renewed_while_the_command_runs(registry: Registry) -> None:
+    with wanted(registry, REF, 0.8):
+        for _ in range(8):
+            time.sleep(0.2)
+            assert is_wanted(registry)
+    assert not is_wanted(registry)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_want_of_a_killed_command_ends_by_itself(registry: Registry, number: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(registry.home)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"wanted\n"
+        assert is_wanted(registry)
+        os.kill(command.pid, number)
+    if number == signal.SIGKILL:
+        assert is_wanted(registry)
+        time.sleep(1.1)
+    assert not is_wanted(registry)
+
+
+def test_a_version_that_was_removed_meanwhile(registry: Registry) -> None:
+    with wanted(registry, REF, 0.2):
+        registry.remove(REF)
+        time.sleep(0.2)
+    assert registry.versions() == []
