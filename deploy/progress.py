@@ -13,7 +13,7 @@ MEASURES = (
     ("token_accuracy", "token accuracy", "{:.3f}"),
     ("perplexity", "perplexity", "{:.2f}"),
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
-    ("learning_rate", "learning rate", "{:.1e}"),
+    ("learning_rate", "rate", "{:.1e}"),
 )
 
 
@@ -51,21 +51,20 @@ class TrainingView:
             f"step {training.step}/{training.total_steps}",
             Text(f"{remaining(training.eta_seconds)} left", style="dim"),
         )
-        rows = Table.grid(padding=(0, 2))
-        rows.add_row("   ", *cells("training", training))
+        lines = [measurements("training", training)]
         if self._validation is not None:
-            rows.add_row("   ", *cells("validation", self._validation))
-        return Group(bar, rows)
+            lines.append(measurements("validation", self._validation))
+        return Group(bar, *lines)
 
 
-def cells(name: str, event: TrainEvent) -> list[Text]:
-    """The cells of one line of measurements; what was not measured stays empty."""
-    values = [(label, form, getattr(event, key)) for key, label, form in MEASURES]
-    texts = [
-        Text() if value is None else Text.assemble((label, "dim"), " ", form.format(value))
-        for label, form, value in values
-    ]
-    return [Text(name, "dim"), *texts]
+def measurements(name: str, event: TrainEvent) -> Text:
+    """One line of what was measured; a narrow terminal cuts its end off."""
+    line = Text(f"    {name:<11}", style="dim", no_wrap=True, overflow="crop")
+    for key, label, form in MEASURES:
+        value = getattr(event, key)
+        if value is not None:
+            line.append(f" {label} ").append(form.format(value), style="not dim")
+    return line
 
 
 def remaining(seconds: float | None) -> str:
