@@ -76,4 +76,6 @@ def end(identity: ProcessIdentity, *, grace: float) -> bool:
         with contextlib.suppress(psutil.Error):
             member.kill()
     psutil.wait_procs(left, timeout=5.0)
+    for child in spawned:  # or Python warns at its own end that they still run
+        child.poll()
     return obeyed
