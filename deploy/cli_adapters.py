@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from deploy.cli_stack import Json, Model, settings_of
+from deploy.cli_stack import Json, Model, registry_of, settings_of
 from deploy.console import console, for_scripts, note, print_json, state_text, step
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
@@ -25,11 +25,6 @@ app = typer.Typer(
 Ref = Annotated[str, typer.Argument(help="NAME@vN")]
 
 
-def opened(context: typer.Context) -> Registry:
-    """The registry of the chosen home."""
-    return Registry.of(settings_of(context))
-
-
 @app.command("list", epilog="Example: tenon adapters list --json")
 def list_versions(
     context: typer.Context,
@@ -37,7 +32,7 @@ def list_versions(
     as_json: Json = False,
 ) -> None:
     """List the registered versions."""
-    with opened(context) as registry:
+    with registry_of(context) as registry:
         rows = [summary(registry, version) for version in registry.versions(name)]
     if as_json:
         print_json(rows)
@@ -62,7 +57,7 @@ def list_versions(
 @app.command(epilog="Example: tenon adapters show support@v1")
 def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
     """Show a version: files, lineage, evaluations."""
-    with opened(context) as registry:
+    with registry_of(context) as registry:
         found = registry.version(parse_version(version))
         content = {
             **summary(registry, found),
@@ -135,7 +130,7 @@ def add(
     chosen = check_name(name if name is not None else where.name)
     base = identify_base(settings.model)
     limits = Limits.of(settings, allow_private=allow_private_hosts)
-    with opened(context) as registry, _arrived(where, settings.home, limits) as arrived:
+    with registry_of(context) as registry, _arrived(where, settings.home, limits) as arrived:
         lineage = Lineage(source=arrived.origin)
         version = registry.register(
             arrived.folder, chosen, base, max_rank=settings.max_lora_rank, lineage=lineage
@@ -159,7 +154,7 @@ def add(
 @app.command(epilog="Example: tenon adapters verify support@v1")
 def verify(context: typer.Context, version: Ref, as_json: Json = False) -> None:
     """Read a version's files again: their digest and content must be what was registered."""
-    with opened(context) as registry:
+    with registry_of(context) as registry:
         found = registry.version(parse_version(version))
         facts = registry.verify(found.ref)
     if as_json:
@@ -173,7 +168,7 @@ def verify(context: typer.Context, version: Ref, as_json: Json = False) -> None:
 @app.command(epilog="Example: tenon adapters remove support@v1")
 def remove(context: typer.Context, version: Ref, as_json: Json = False) -> None:
     """Remove a version; refused while an alias or its rollback needs it."""
-    with opened(context) as registry:
+    with registry_of(context) as registry:
         found = registry.version(parse_version(version))
         registry.remove(found.ref)
     if as_json:
@@ -193,7 +188,7 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Remove what nothing needs: versions that no alias, rollback, command or engine uses, and stray files."""
-    with opened(context) as registry:
+    with registry_of(context) as registry:
         found = registry.collect(keep=keep, rollbacks=rollbacks, dry_run=dry_run)
     removed = [str(version.ref) for version in found.versions]
     if as_json:

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deploy.cli_stack import Json, settings_of
+from deploy.cli_stack import Json, registry_of
 from deploy.console import console, note, print_json
-from serve.registry import ApiKey, Registry, Rights
+from serve.registry import ApiKey, Rights
 
 app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
@@ -50,7 +50,7 @@ def create(
         monthly_tokens=monthly_tokens,
         expires_at=datetime.now(UTC) + timedelta(days=days) if days is not None else None,
     )
-    with opened(context) as registry:
+    with registry_of(context) as registry:
         new = registry.create_key(name, rights, tenant=tenant)
     if as_json:
         print_json({**row_of(new.key), "secret": new.secret})
@@ -69,7 +69,7 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """List the keys, without their secrets."""
-    with opened(context) as registry:
+    with registry_of(context) as registry:
         rows = [row_of(key) for key in registry.keys(revoked=everything)]
     if as_json:
         print_json(rows)
@@ -103,17 +103,12 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """End a key for good, at once and without a restart."""
-    with opened(context) as registry:
+    with registry_of(context) as registry:
         revoked = registry.revoke_key(key)
     if as_json:
         print_json(row_of(revoked))
     else:
         console.print(f"Revoked the key {revoked.name} (number {revoked.id}).")
-
-
-def opened(context: typer.Context) -> Registry:
-    """The registry of the chosen home."""
-    return Registry.of(settings_of(context))
 
 
 def row_of(key: ApiKey) -> dict[str, Any]:

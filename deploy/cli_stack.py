@@ -9,10 +9,11 @@ from rich.table import Table
 from deploy import stack
 from deploy.console import console, print_json, state_text, step
 from deploy.controller import read_stack
-from deploy.status import Part, Status
+from deploy.status import Part, Status, processes
 from deploy.status import status as status_of
 from serve.config import Settings
 from serve.errors import AlreadyUp, NotUp
+from serve.registry import Registry
 
 Model = Annotated[
     str | None,
@@ -32,6 +33,11 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Examples: tenon status · tenon status --json | jq .healthy")(status)
 
 
+def registry_of(context: typer.Context) -> Registry:
+    """The registry of the chosen home."""
+    return Registry.of(settings_of(context))
+
+
 def settings_of(context: typer.Context, **options: Any) -> Settings:
     """The settings of the stack of this home, with those on top that options or the environment give.
 
@@ -49,7 +55,7 @@ def settings_to_run(context: typer.Context, **options: Any) -> Settings:
     """As :func:`settings_of`; raises AlreadyUp where something runs that was brought up with other settings."""
     settings = settings_of(context, **options)
     stack = read_stack(settings.home)
-    if stack is None or status_of(settings.home).down:
+    if stack is None or processes(settings.home).down:
         return settings
     changed = [name for name in Settings.model_fields if getattr(stack, name) != getattr(settings, name)]
     changed = [name for name in changed if name not in UNBOUND]
@@ -83,13 +89,13 @@ def up(
         return
     try:
         console.print("Running until ctrl-C.")
-        while status_of(settings.home).controller.running:
+        while processes(settings.home).controller.running:
             time.sleep(1.0)
     except KeyboardInterrupt:
         with step("down") as current:
             current.result = ", ".join(stack.down(settings.home)) or "nothing ran any more"
         raise
-    if not status_of(settings.home).down:
+    if not processes(settings.home).down:
         raise NotUp(
             "the controller ended; engine and gateway go on", "recover it with `tenon up`, or `tenon down`"
         )

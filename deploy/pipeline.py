@@ -11,7 +11,7 @@ from deploy.evaluation import Judgement, judge
 from deploy.progress import TrainingView
 from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, wanted
-from deploy.status import Status, status
+from deploy.status import Status, processes
 from serve.config import Settings
 from serve.net import check_port
 from serve.registry import Lineage, Registry, Version
@@ -131,7 +131,7 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
     check_before(settings)
     with Registry.of(settings) as registry:
         version = train_and_register(settings, recipe, registry)
-        was_down = status(settings.home).down
+        was_down = processes(settings.home).down
         try:
             with step("serve") as current:
                 now = ensure_up(settings, current)
@@ -162,12 +162,12 @@ def deploy(settings: Settings, registry: Registry, version: Version, *, force: b
 
 def check_before(settings: Settings) -> None:
     """Find out before training, not after, that the stack could not serve the result."""
-    now = status(settings.home)
+    now = processes(settings.home)
     if now.gateway.pid is None:
         check_port(settings.host, settings.port)
 
 
 def ensure_up(settings: Settings, current: Step) -> Status:
     """The running stack, started if need be."""
-    now = status(settings.home)
+    now = processes(settings.home)
     return now if now.healthy else stack.up(settings, current.say)

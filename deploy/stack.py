@@ -12,7 +12,7 @@ from typing import Any
 from deploy.controller import GATEWAY_GRACE, stack_file, write_stack
 from deploy.net import answers
 from deploy.processes import end, recorded, spawn
-from deploy.status import Status, status
+from deploy.status import Status, processes, status
 from serve.config import Settings
 from serve.engine.process import end_recorded
 from serve.errors import (
@@ -37,7 +37,7 @@ def up(settings: Settings, say: Callable[[str], None]) -> Status:
     else does.
     """
     with alone(settings.home):
-        before = status(settings.home)
+        before = processes(settings.home)
         if before.healthy:
             raise AlreadyUp(
                 f"the stack of {settings.home} is up already at {before.url} serving {before.base}",
@@ -111,9 +111,9 @@ def wait_until_up(
     started, deadline = time.time(), time.monotonic() + settings.engine_start_timeout + READY_AFTER_ENGINE
     tries = 0 if child is not None else int(read_json(settings.state / "engine.json").get("restarts", 0)) + 1
     while time.monotonic() < deadline:
-        now = status(settings.home)
+        now = processes(settings.home)
         if now.healthy and answers(f"{now.url}/readyz"):
-            return now
+            return status(settings.home)
         if (child.poll() is not None) if child is not None else not now.controller.running:
             raise EngineStartFailed(
                 f"the controller ended: {last_line(settings.logs / 'controller.log')}",

@@ -59,7 +59,16 @@ class Status:
 
 
 def status(home: Path) -> Status:
-    """Look at every part: the process records, and what the parts answer."""
+    """Look at every part and at the registry: the process records, what the parts answer, what is loaded."""
+    now = processes(home)
+    try:
+        return replace(now, adapters=adapters_of(read_stack(home) or Settings.read(home=home)))
+    except StorageError as error:  # requests are answered all the same
+        return replace(now, registry=f"{error.message} ({error.hint})")
+
+
+def processes(home: Path) -> Status:
+    """The status without what the registry says, for who asks often or only for what runs."""
     settings = read_stack(home)
     state = home / "run"
     controller = controller_part(state)
@@ -67,11 +76,7 @@ def status(home: Path) -> Status:
     gateway = gateway_part(state, restarting=controller.running)
     details = read_json(state / "engine.json")
     url = url_of(settings.host, settings.port) if settings else None
-    now = Status(home, url, details.get("base_name"), controller, engine, gateway)
-    try:
-        return replace(now, adapters=adapters_of(settings or Settings.read(home=home)))
-    except StorageError as error:  # requests are answered all the same
-        return replace(now, registry=f"{error.message} ({error.hint})")
+    return Status(home, url, details.get("base_name"), controller, engine, gateway)
 
 
 def controller_part(state: Path) -> Part:
@@ -133,7 +138,7 @@ def adapters_of(settings: Settings) -> list[dict[str, Any]]:
 
 def require_up(home: Path) -> Status:
     """The status of a stack that answers, else raise :class:`NotUp`."""
-    now = status(home)
+    now = processes(home)
     if not now.engine.running or not now.gateway.running:
         raise NotUp(
             f"the stack of {home} does not run", "start it with `tenon up --detach`, see `tenon status`"

@@ -4,6 +4,7 @@ They compute as much as the real ones and mean nothing, which is enough to measu
 """
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -102,7 +103,7 @@ def write_base(folder: Path, shape: Shape, *, seed: int = 0) -> Path:
     (folder / "config.json").write_text(json.dumps(shape.config(), indent=2))
     header, end = {}, 0
     for name, dimensions in shape.tensors():
-        size = 2 * int(np.prod(dimensions))
+        size = 2 * math.prod(dimensions)
         header[name] = {"dtype": "BF16", "shape": list(dimensions), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
@@ -118,7 +119,7 @@ def write_base(folder: Path, shape: Shape, *, seed: int = 0) -> Path:
 def _write_tensor(
     write: Callable[[bytes], object], dimensions: tuple[int, ...], block: npt.NDArray[np.float32]
 ) -> None:
-    left = int(np.prod(dimensions))
+    left = math.prod(dimensions)
     values = np.ones_like(block) if len(dimensions) == 1 else block * dimensions[1] ** -0.5
     # bfloat16 is the upper half of a float32.
     halves = (values.view(np.uint32) >> 16).astype("<u2").tobytes()

@@ -36,6 +36,12 @@ def _read(body: Mapping[str, Any]) -> list[str]:
     return texts_of(body["input"])
 
 
+def _vectors(kind: str, key: str, texts: list[str], voice: str, size: int) -> list[dict[str, Any]]:
+    return [
+        {"index": index, "object": kind, key: numbers(voice, text, size)} for index, text in enumerate(texts)
+    ]
+
+
 def _listed(prefix: str, model: str, data: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
     count = sum(len(split_tokens(text)) for text in texts)
     return {
@@ -51,21 +57,13 @@ def _listed(prefix: str, model: str, data: list[dict[str, Any]], texts: list[str
 def embeddings(body: Mapping[str, Any], model: str, voice: str) -> dict[str, Any]:
     """``/v1/embeddings``."""
     texts, size = _read(body), body.get("dimensions") or DIMENSIONS
-    data = [
-        {"index": index, "object": "embedding", "embedding": numbers(voice, text, size)}
-        for index, text in enumerate(texts)
-    ]
-    return _listed("embd", model, data, texts)
+    return _listed("embd", model, _vectors("embedding", "embedding", texts, voice, size), texts)
 
 
 def pooling(body: Mapping[str, Any], model: str, voice: str) -> dict[str, Any]:
     """``/pooling``."""
     texts = _read(body)
-    data = [
-        {"index": index, "object": "pooling", "data": numbers(voice, text, DIMENSIONS)}
-        for index, text in enumerate(texts)
-    ]
-    return _listed("pool", model, data, texts)
+    return _listed("pool", model, _vectors("pooling", "data", texts, voice, DIMENSIONS), texts)
 
 
 def classes(body: Mapping[str, Any], model: str, voice: str) -> dict[str, Any]:

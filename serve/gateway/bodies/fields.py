@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo
 from typing_extensions import TypedDict
 
 from serve.gateway.rules import Rules
+from serve.gateway.sampling import MAX_INT
 
 MAX_N = 128
 """Answers to one prompt."""
@@ -19,7 +20,6 @@ MAX_BIASES = 300
 MAX_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 128
 MAX_DOCUMENTS = 128
-MAX_INT = 2**31 - 1
 TEMPLATE_KEYS = frozenset(
     {
         "clear_thinking",

@@ -6,7 +6,6 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from serve.gateway.bodies.fields import (
-    MAX_INT,
     BadWords,
     Count,
     Documents,
@@ -26,7 +25,7 @@ from serve.gateway.bodies.fields import (
 )
 from serve.gateway.bodies.messages import Messages
 from serve.gateway.bodies.schemas import ResponseFormat, StructuredOutputs, ToolChoice, Tools
-from serve.gateway.sampling import STRICT, CommonSampling, TokenLimit
+from serve.gateway.sampling import MAX_INT, STRICT, CommonSampling, TokenLimit
 
 
 @with_config(STRICT)

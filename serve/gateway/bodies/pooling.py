@@ -7,7 +7,6 @@ from typing_extensions import TypedDict
 
 from serve.gateway.bodies.fields import (
     MAX_INPUTS,
-    MAX_INT,
     Flag,
     Inputs,
     Named,
@@ -18,7 +17,7 @@ from serve.gateway.bodies.fields import (
 )
 from serve.gateway.bodies.messages import Messages
 from serve.gateway.bodies.schemas import Tools
-from serve.gateway.sampling import STRICT
+from serve.gateway.sampling import MAX_INT, STRICT
 
 MAX_TOKENS = 2**20
 """Token ids in one request to ``/detokenize``: a million, more than any context."""

@@ -52,6 +52,8 @@ class InputImage(TypedDict, total=False):
 
 Part = Annotated[InputText | Refusal | InputImage, Field(discriminator="type")]
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
+Content = Annotated[str | Parts, Field(union_mode="left_to_right")]
+Progress = Literal["in_progress", "completed", "incomplete"] | None
 
 
 @with_config(STRICT)
@@ -60,9 +62,9 @@ class Message(TypedDict, total=False):
 
     type: Literal["message"]
     role: Required[Literal["system", "developer", "user", "assistant"]]
-    content: Required[Annotated[str | Parts, Field(union_mode="left_to_right")]]
+    content: Required[Content]
     id: Label | None
-    status: Literal["in_progress", "completed", "incomplete"] | None
+    status: Progress
 
 
 @with_config(STRICT)
@@ -74,7 +76,7 @@ class Call(TypedDict, total=False):
     name: Required[Label]
     arguments: Required[str]
     id: Label | None
-    status: Literal["in_progress", "completed", "incomplete"] | None
+    status: Progress
 
 
 @with_config(STRICT)
@@ -83,9 +85,9 @@ class CallOutput(TypedDict, total=False):
 
     type: Required[Literal["function_call_output"]]
     call_id: Required[Label]
-    output: Required[Annotated[str | Parts, Field(union_mode="left_to_right")]]
+    output: Required[Content]
     id: Label | None
-    status: Literal["in_progress", "completed", "incomplete"] | None
+    status: Progress
 
 
 @with_config(STRICT)
@@ -97,7 +99,7 @@ class Thoughts(TypedDict, total=False):
     summary: Required[Parts]
     content: Parts | None
     encrypted_content: str | None
-    status: Literal["in_progress", "completed", "incomplete"] | None
+    status: Progress
 
 
 def _kind(item: object) -> str:

@@ -1,5 +1,6 @@
 """Bases with random weights are such as the engine and the trainer read."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,13 +31,7 @@ def test_transformers_computes_with_it(name: str, tmp_path: Path) -> None:
 
 def test_it_has_the_parameters_of_the_model_it_is_shaped_after(tmp_path: Path) -> None:
     def parameters(name: str) -> int:
-        total = 0
-        for _, dimensions in SHAPES[name].tensors():
-            size = 1
-            for dimension in dimensions:
-                size *= dimension
-            total += size
-        return total
+        return sum(math.prod(dimensions) for _, dimensions in SHAPES[name].tensors())
 
     assert parameters("qwen3-0.6b") == 596_049_920
     assert parameters("llama-3-8b") == 8_030_261_248
