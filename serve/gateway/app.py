@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from serve.gateway.api.management import Management
 from serve.gateway.asgi import Receive, Scope, Send
 from serve.gateway.control import control_app
 from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
@@ -22,10 +23,12 @@ MODELS = "/v1/models"
 class Gateway:
     """The ASGI app; its lifespan opens the session to the engine and keeps the routes fresh."""
 
-    def __init__(self, source: RouteSource, rules: Rules | None = None) -> None:
+    def __init__(
+        self, source: RouteSource, rules: Rules | None = None, management: Management | None = None
+    ) -> None:
         self.source = source
         self._rules = rules or Rules()
-        self._control = control_app(source, self._lifespan)
+        self._control = control_app(source, self._lifespan, management)
         self._data: DataPlane | None = None
 
     @asynccontextmanager

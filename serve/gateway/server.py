@@ -11,6 +11,8 @@ import uvicorn
 
 from serve.config import Settings
 from serve.errors import TenonError
+from serve.gateway.api.access import everybody
+from serve.gateway.api.management import Management
 from serve.gateway.app import Gateway
 from serve.gateway.protocol import GuardedProtocol
 from serve.gateway.rules import Rules
@@ -76,7 +78,9 @@ def serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json")
-        server = GatewayServer(Gateway(source, Rules.of(settings)), sock, settings.state / "gateway.json")
+        rules = Rules.of(settings)
+        management = Management(registry, settings, source, rules, everybody)
+        server = GatewayServer(Gateway(source, rules, management), sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

@@ -1,0 +1,78 @@
+"""What every route of the management API answers with, beside its own content: errors in OpenAI's shape."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Strict(BaseModel):
+    """A body; a field that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ErrorContent(BaseModel):
+    """What went wrong and what to do; ``code`` is stable and listed in docs/errors.md."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer with a status from 400 on."""
+
+    error: ErrorContent
+
+
+class Alive(BaseModel):
+    """The gateway serves; ``revision`` is the registry's that its routes were built from."""
+
+    status: Literal["ok"]
+    revision: int
+
+
+class Ready(BaseModel):
+    """Requests can be answered."""
+
+    status: Literal["ready"]
+    revision: int
+
+
+WHY = {
+    400: "The request is malformed, or what it asks for cannot be.",
+    401: "A key is needed, and none that is valid was sent.",
+    403: "The key may not do this.",
+    404: "What was named does not exist, or is not for this key.",
+    408: "The body took too long to arrive.",
+    409: "The present state does not allow it.",
+    413: "The body is too long.",
+    415: "The body is not declared as JSON.",
+    503: "Something that must run does not answer; try again after `retry-after` seconds.",
+}
+RETRY = {"retry-after": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+ALWAYS = (400, 401, 403, 503)
+WITH_BODY = (408, 413, 415)
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def errors(*statuses: int) -> Responses:
+    """The descriptions of answers with these statuses, for a route's ``responses``."""
+    found: Responses = {}
+    for status in statuses:
+        found[status] = {"model": ErrorAnswer, "description": WHY[status]}
+        if status == 503:
+            found[status]["headers"] = RETRY
+    return found
+
+
+def reading(*statuses: int) -> Responses:
+    """As :func:`errors`, with what any route may answer."""
+    return errors(*sorted({*ALWAYS, *statuses}))
+
+
+def writing(*statuses: int) -> Responses:
+    """As :func:`errors`, with what any route that takes a body may answer."""
+    return errors(*sorted({*ALWAYS, *WITH_BODY, *statuses}))
