@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/api/adapters", tags=["adapters"], dependencies=[NEEDS_KEY])
 
 REF = rf"^{NAME.pattern}@v[1-9][0-9]{{0,8}}$"
-Ref = Annotated[str, Path(description="NAME@vN", pattern=REF)]
+Ref = Annotated[str, Path(description="NAME@vN", pattern=REF, examples=["support@v1"])]
 
 
 class NewAdapter(Strict):

@@ -26,10 +26,18 @@ USUAL_WAIT = 30.0
 
 router = APIRouter(prefix="/api/aliases", tags=["aliases"], dependencies=[NEEDS_KEY])
 
-AliasName = Annotated[str, Path(description="Name of the alias.", pattern=f"^{NAME.pattern}$", max_length=64)]
+AliasName = Annotated[
+    str,
+    Path(description="Name of the alias.", pattern=f"^{NAME.pattern}$", max_length=64, examples=["support"]),
+]
 Wait = Annotated[
     float,
-    Field(ge=0, le=LONGEST_WAIT, description="Seconds to wait until an engine has loaded the versions."),
+    Field(
+        strict=True,
+        ge=0,
+        le=LONGEST_WAIT,
+        description="Seconds to wait until an engine has loaded the versions.",
+    ),
 ]
 
 
@@ -46,12 +54,14 @@ class Sampling(Strict):
 class NewTargets(Strict):
     """What an alias is to mean: either one ``target`` or several ``targets`` with weights."""
 
-    target: str | None = Field(None, max_length=80, description="NAME@vN")
-    targets: dict[str, Annotated[int, Field(ge=0, le=MOST_WEIGHT)]] | None = Field(
+    target: str | None = Field(None, max_length=80, description="NAME@vN", examples=["support@v1"])
+    targets: dict[str, Annotated[int, Field(strict=True, ge=0, le=MOST_WEIGHT)]] | None = Field(
         None, min_length=1, max_length=MOST_TARGETS, description="NAME@vN → weight, not all zero."
     )
     sampling: Sampling | None = Field(None, description="Replaces the alias's; without it, that stays.")
-    force: bool = Field(False, description="Overrule the gate; needs the scope admin and is recorded.")
+    force: bool = Field(
+        False, strict=True, description="Overrule the gate; needs the scope admin and is recorded."
+    )
     wait: Wait = USUAL_WAIT
 
 

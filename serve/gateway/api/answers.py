@@ -1,14 +1,35 @@
 """What every route of the management API answers with, beside its own content: errors in OpenAI's shape."""
 
-from typing import Any, Literal
+import re
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
 
 
 class Strict(BaseModel):
     """A body; a field that it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _day(value: object) -> Any:
+    # Nobody means 1970 by 0, which pydantic would take for a day.
+    if value is None or type(value) is date:
+        return value
+    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError("must be a day, such as 2026-11-01")
+    return date.fromisoformat(value)
+
+
+def _moment(value: object) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("must be a time with its zone, such as 2027-01-01T00:00:00Z")
+    return datetime.fromisoformat(value)
+
+
+Day = Annotated[date, BeforeValidator(_day)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 
 
 class ErrorContent(BaseModel):

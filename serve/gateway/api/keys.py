@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from serve.errors import Conflict, KeyNotFound
 from serve.gateway.api.access import Caller, check_rights, covers
-from serve.gateway.api.answers import Strict, reading, writing
+from serve.gateway.api.answers import Moment, Strict, reading, writing
 from serve.gateway.api.management import NEEDS_KEY, AdminCaller, Here, Management, note
 from serve.names import NAME
 from serve.registry import ApiKey, Registry, Rights
@@ -20,13 +20,19 @@ PER_MINUTE, PER_MONTH = LIMITS["requests_per_minute"], LIMITS["monthly_tokens"]
 router = APIRouter(prefix="/api/keys", tags=["keys"], dependencies=[NEEDS_KEY])
 
 Which = Annotated[
-    str, Path(description="Name or number of the key.", pattern="^[a-z0-9][a-z0-9._-]*$", max_length=64)
+    str,
+    Path(
+        description="Name or number of the key.",
+        pattern="^[a-z0-9][a-z0-9._-]*$",
+        max_length=64,
+        examples=["shop"],
+    ),
 ]
 Scopes = Annotated[list[Scope], Field(min_length=1, max_length=3)]
 Names = Annotated[list[Annotated[str, Field(max_length=80)]], Field(max_length=MOST_NAMES)]
-Count = Annotated[int, Field(ge=1, le=PER_MINUTE)]
-Many = Annotated[int, Field(ge=1, le=PER_MONTH)]
-Ends = Annotated[AwareDatetime, Field(description="When it ends, with a time zone.")]
+Count = Annotated[int, Field(strict=True, ge=1, le=PER_MINUTE)]
+Many = Annotated[int, Field(strict=True, ge=1, le=PER_MONTH)]
+Ends = Annotated[Moment, Field(description="When it ends, with a time zone.")]
 
 
 class RightsBody(Strict):
@@ -126,7 +132,8 @@ def change_key(key: Which, body: KeyChange, request: Request, here: Here, caller
     found = _key(here.registry, caller, key)
     rights = _changed(found.rights, body)
     _check(here, caller, request, rights)
-    if "admin" not in rights.scopes:
+    at = datetime.now(UTC)
+    if "admin" not in rights.scopes or not (rights.expires_at is None or at < rights.expires_at):
         _keep_an_admin(here, found)
     changed = here.registry.update_key(found.id, rights)
     note(caller, f"changed the key {changed.name} (number {changed.id})")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from serve.errors import BadRequest, ConfigError, Unavailable
 from serve.gateway.api.access import Caller, may
-from serve.gateway.api.answers import reading
+from serve.gateway.api.answers import Day, reading
 from serve.gateway.api.management import NEEDS_KEY, Here, Management
 from serve.prices import Prices
 from serve.registry import ApiKey, UsageSum
@@ -32,7 +32,6 @@ class By(StrEnum):
 
 
 FIELDS = {By.KEY: "key_id", By.ADAPTER: "adapter", By.VERSION: "version", By.DAY: "day"}
-Day = Annotated[date | None, Query(description="A day of UTC, such as 2026-11-01.")]
 
 
 class Amount(BaseModel):
@@ -78,8 +77,8 @@ def any_key(request: Request, here: Here) -> Caller:
 def tell_usage(
     request: Request,
     here: Here,
-    since: Day = None,
-    until: Annotated[date | None, Query(description="The day after the last one.")] = None,
+    since: Annotated[Day | None, Query(description="A day of UTC, such as 2026-11-01.")] = None,
+    until: Annotated[Day | None, Query(description="The day after the last one.")] = None,
     by: Annotated[list[By] | None, Query(max_length=4, description="Default: key.")] = None,
 ) -> UsageAnswer:
     """What was used; of this month unless ``since`` says otherwise.

@@ -157,7 +157,11 @@ async def test_a_key_sees_no_others_adapters_aliases_or_keys(api: Api) -> None:
 
 async def test_the_last_admin_stays(api: Api) -> None:
     boss = api.key("boss", "admin", "inference")
-    for method, body in (("DELETE", None), ("PATCH", {"scopes": ["inference"]})):
+    for method, body in (
+        ("DELETE", None),
+        ("PATCH", {"scopes": ["inference"]}),
+        ("PATCH", {"expires_at": "2020-01-01T00:00:00Z"}),
+    ):
         kept = await api.ask(method, "/api/keys/boss", body, boss)
         assert (kept.status, kept.code) == (409, "conflict")
     api.key("other", "admin")
