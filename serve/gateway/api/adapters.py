@@ -122,7 +122,9 @@ def add_adapter(body: NewAdapter, response: Response, here: Here, caller: Adapte
         with fetched(where, here.settings.home, Limits.of(here.settings)) as arrived:
             lineage = Lineage(source=arrived.origin, by=name_of(caller))
             rank = here.settings.max_lora_rank
-            version = here.registry.register(arrived.folder, name, base, max_rank=rank, lineage=lineage)
+            version = here.registry.register(
+                arrived.folder, name, base, max_rank=rank, lineage=lineage, remote=True
+            )
     note(caller, f"registered {version.ref} from {where.shown}")
     response.headers["location"] = f"/api/adapters/{version.ref}"
     return _details(here, caller, version)
