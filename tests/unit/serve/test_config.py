@@ -31,6 +31,7 @@ VALUES = {
     "media": "image,audio",
     "unknown_fields": "drop",
     "presets": "/srv/presets.yaml",
+    "api_adapter_folder": "/srv/adapters",
     "log_level": "debug",
 }
 DATABASE = "postgresql://me:s3cret@db/tenon"
