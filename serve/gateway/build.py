@@ -132,7 +132,7 @@ def _cards(engines: Engines, aliases: Sequence[Alias], ready: Sequence[Version])
             "digest": version.digest if version else None,
         }
 
-    cards = {}
+    cards: dict[str, dict[str, Any]] = {}
     for engine in engines.values():
         cards.setdefault(engine.base_name, card(engine.base_name, engine.record.get("since") or 0, None))
     for alias in sorted(aliases, key=lambda alias: alias.name):
