@@ -21,7 +21,7 @@ from pathlib import Path
 
 from deploy.processes import end, ending, recorded, spawn
 from serve.config import PREFIX, Settings
-from serve.engine.spec import EngineSpec
+from serve.engine.spec import EngineLimits, EngineSpec
 from serve.engine.supervisor import Supervisor
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
 from serve.records import ProcessIdentity, read_json, write_json
@@ -166,6 +166,7 @@ def supervisor_of(settings: Settings, registry: Registry) -> Supervisor:
             max_cpu_loras=settings.max_cpu_loras,
             max_lora_rank=settings.max_lora_rank,
             max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
             extra_args=tuple(shlex.split(settings.engine_args)),
         )
     return Supervisor(
@@ -175,6 +176,7 @@ def supervisor_of(settings: Settings, registry: Registry) -> Supervisor:
         log_file=settings.logs / "engine.log",
         spec=spec,
         engine_url=settings.engine_url,
+        limits=EngineLimits(settings.max_loras, settings.max_cpu_loras, settings.max_num_seqs or 256),
         start_timeout=settings.engine_start_timeout,
     )
 

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
     max_loras: int = Field(4, ge=1, description="distinct adapters that the engine computes in one step")
     max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
+    max_num_seqs: int | None = Field(None, ge=1, description="requests that the engine computes at once")
     max_lora_rank: Rank = Field(64, description="highest rank that the engine can load")
     max_adapter_mib: int = Field(2048, ge=1, description="largest weight file that a source may send, in MiB")
     adapter_timeout: float = Field(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +64,19 @@ def kv_cache_gib(weights_bytes: int, memory_bytes: int) -> int:
     return max(1, min(-(-weights_bytes // GIB), memory_bytes // 4 // GIB))
 
 
+USUAL_SEQUENCES: Mapping[Device, int] = {"cpu": 128, "cuda": 256}
+"""vLLM's own ``--max-num-seqs`` for its API server; on a GPU of 70 GiB and more it is 1,024."""
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine does at once: distinct adapters, and requests; and how many adapters it keeps in memory."""
+
+    max_loras: int = 4
+    max_cpu_loras: int = 16
+    max_num_seqs: int = 256
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """One engine; two specs that are equal but for the port serve alike.
@@ -79,6 +93,7 @@ class EngineSpec:
     max_cpu_loras: int = 16
     max_lora_rank: int = 64
     max_model_len: int | None = None
+    max_num_seqs: int | None = None
     extra_args: tuple[str, ...] = ()
     device: Device = field(default_factory=installed_device)
     # -P: a user's train.py or logging.py in the folder that we were called from is none of ours.
@@ -110,6 +125,8 @@ class EngineSpec:
         ]
         if self.max_model_len is not None:
             argv += ["--max-model-len", str(self.max_model_len)]
+        if self.max_num_seqs is not None:
+            argv += ["--max-num-seqs", str(self.max_num_seqs)]
         if self.device == "cpu":
             argv += ["--dtype", "bfloat16", "--enforce-eager"]
             if cores() <= FEW_CORES:
@@ -120,6 +137,23 @@ class EngineSpec:
             # Adapters are trained on prompts with thinking off; a request may still turn it on.
             argv += [TEMPLATE_DEFAULTS, json.dumps({"enable_thinking": False})]
         return argv + list(self.extra_args)
+
+    @property
+    def limits(self) -> EngineLimits:
+        """What the engine will do at once, as far as its command line says."""
+        return EngineLimits(
+            self._given("--max-loras") or self.max_loras,
+            self._given("--max-cpu-loras") or self.max_cpu_loras,
+            self._given("--max-num-seqs") or self.max_num_seqs or USUAL_SEQUENCES[self.device],
+        )
+
+    def _given(self, option: str) -> int | None:
+        """The number that ``extra_args`` gives for an option, the last one; None without one."""
+        words = [word for arg in self.extra_args for word in arg.split("=", 1)]
+        values = [
+            value for name, value in pairwise(words) if name.replace("_", "-") == option and value.isdigit()
+        ]
+        return int(values[-1]) if values else None
 
     def _user_sets(self, option: str) -> bool:
         """Whether ``extra_args`` has ``option``, which vLLM takes with underscores and as ``option.key`` too."""

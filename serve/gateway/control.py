@@ -30,12 +30,10 @@ def control_app(source: RouteSource, lifespan: Lifespan) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        """The engine is ready too, so that requests can be answered."""
+        """One engine of each base is ready too, so that requests can be answered."""
         if source.engine_ready:
             return _json({"status": "ready", "revision": source.table.revision})
-        engine = source.table.engine
-        state = "has not been started yet" if engine is None else f"is not ready (state: {engine.state})"
-        raise EngineUnavailable(f"the engine {state}", "try again shortly")
+        raise EngineUnavailable(source.lacking, "try again shortly")
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -45,7 +43,8 @@ def control_app(source: RouteSource, lifespan: Lifespan) -> FastAPI:
     @app.get("/api/status")
     async def status() -> Response:
         """Routes, versions and the engine's state, as the gateway sees them now."""
-        return _json({**source.table.status, "engine_ready": source.engine_ready})
+        pools = source.engines.status()
+        return _json({**source.table.status, "engine_ready": source.engine_ready, "pools": pools})
 
     @app.exception_handler(TenonError)
     async def named(_: Request, error: TenonError) -> Response:

@@ -11,6 +11,7 @@ from serve.errors import (
     BadRequest,
     EngineFailed,
     EngineUnavailable,
+    Overloaded,
     RouteNotSupported,
     TenonError,
 )
@@ -29,13 +30,15 @@ class Failure:
     type: str
     code: str
     param: str | None = None
+    retry_after: int = RETRY_AFTER
 
     @classmethod
     def of(cls, error: TenonError) -> "Failure":
         """The failure that clients see for one of our own errors; the hint follows the message."""
         message = f"{error.message}; {error.hint}" if error.hint else error.message
         param = error.param if isinstance(error, BadRequest) else None
-        return cls(error.status, message, error.type, error.code, param)
+        after = error.retry_after if isinstance(error, Overloaded) else RETRY_AFTER
+        return cls(error.status, message, error.type, error.code, param, after)
 
     @property
     def outcome(self) -> str:
@@ -48,7 +51,7 @@ class Failure:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Further response headers: ``retry-after`` where trying again can help."""
         if self.status in (429, 502, 503):
-            return [(b"retry-after", b"%d" % RETRY_AFTER)]
+            return [(b"retry-after", b"%d" % self.retry_after)]
         return []
 
     def body(self) -> bytes:
@@ -105,6 +108,11 @@ def engine_failure(status: int, body: bytes, model: str, public_names: Mapping[s
     if status in (503, 504):
         return Failure.of(EngineUnavailable("the engine is overloaded or restarting", "try again shortly"))
     return Failure.of(EngineFailed(f"the engine failed to answer (HTTP {status})", "try again"))
+
+
+def lost_adapter(status: int, body: bytes) -> bool:
+    """Whether an engine's answer says that it does not know the adapter that it was asked for."""
+    return status == 404 and not _lacks_route(status, _error_object(body))
 
 
 def _lacks_route(status: int, error: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import aiohttp
 import orjson
-from yarl import URL
 
 from serve.errors import EngineFailed, EngineUnavailable
 from serve.gateway.asgi import Send, send_json
@@ -30,13 +29,13 @@ STREAM_HEADERS = [
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request on its way: where it goes, what is sent (None: nothing, it is a GET), what must come back.
+    """One request on its way: what is sent (None: nothing, it is a GET), to what route, what must come back.
 
-    ``single`` says that one choice was asked for, ``started`` is when the request came (``perf_counter``).
+    ``single`` says that one choice was asked for, ``started`` is when the request came (``perf_counter``),
+    ``conversation`` names its conversation, ``cost`` is how many tokens it may take.
     """
 
     route: Route
-    url: URL
     payload: bytes | None
     stream: bool
     keep_usage: bool
@@ -44,6 +43,8 @@ class Exchange:
     started: float
     public_names: Mapping[str, str]
     endpoint: Endpoint = CHAT
+    conversation: str = ""
+    cost: int = 1
 
 
 class RelayFailed(Exception):
@@ -73,6 +74,11 @@ class Relay:
         self._streaming = False
         self._complete = False
         self._last_token = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has got anything of the answer."""
+        return self._streaming or self._complete
 
     async def run(self, reply: aiohttp.ClientResponse) -> None:
         """Relay the whole answer, else raise RelayFailed, after which :meth:`fail` tells the client."""

@@ -20,6 +20,7 @@ VALUES = {
     "engine_url": "http://127.0.0.1:8000",
     "max_loras": "8",
     "max_cpu_loras": "32",
+    "max_num_seqs": "64",
     "max_lora_rank": "128",
     "max_adapter_mib": "512",
     "adapter_timeout": "60",
