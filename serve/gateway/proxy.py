@@ -17,6 +17,7 @@ import orjson
 
 from serve.errors import TenonError, Unavailable
 from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_body
+from serve.gateway.auth import Caller, caller_of
 from serve.gateway.endpoints import INFO, RESPONSES, TOKENIZER_INFO, Endpoint
 from serve.gateway.failures import Failure, engine_failure, http_failure
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
@@ -69,7 +70,7 @@ class DataPlane:
             asked = parse_body(raw, needs_model=endpoint.needs_model)
             del raw  # as long as the answer takes, only the engine's copy is kept
             table = self._source.table
-            route, engine = _resolve(table, asked.get("model"))
+            route, engine = _resolve(table, asked.get("model"), caller_of(scope))
             meters = route.meters
             body = check_request(asked, endpoint.kind, self._rules)
             keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
@@ -118,7 +119,7 @@ class DataPlane:
         names = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("model")
         table = self._source.table
         try:
-            route, engine = _resolve(table, names[-1] if names else None)
+            route, engine = _resolve(table, names[-1] if names else None, caller_of(scope))
         except TenonError as error:
             await Failure.of(error).send(send)
             return
@@ -181,10 +182,12 @@ class DataPlane:
         raise RelayFailed(engine_failure(reply.status, body, model, exchange.public_names))
 
 
-def _resolve(table: RouteTable, model: str | None) -> tuple[Route, EngineView]:
-    """The route of a name; without one, the base's."""
+def _resolve(table: RouteTable, model: str | None, caller: Caller) -> tuple[Route, EngineView]:
+    """The route of a name; without one, the base's. To a caller who may not use it, it does not exist."""
     if model is None and table.engine is not None:
         model = table.engine.base_name
+    if not caller.allows(model or ""):
+        raise table.absent(model or "")
     return table.resolve(model or "")
 
 

@@ -115,9 +115,15 @@ class RouteTable:
     def _missing(self, name: str) -> TenonError:
         if name in self.waiting:
             return AdapterNotReady(f"{name} cannot answer yet: {self.waiting[name]}", "try again shortly")
-        if self.engine is None or name in self.routes:
-            what = "is down" if self.engine is not None and self.engine.url else "has not been started yet"
+        if self.engine is not None and name in self.routes:
+            what = "is down" if self.engine.url else "has not been started yet"
             return EngineUnavailable(f"the engine {what}", "try again shortly")
+        return self.absent(name)
+
+    def absent(self, name: str) -> TenonError:
+        """What is said of a name that means nothing, or that the caller may not know to mean something."""
+        if self.engine is None:
+            return EngineUnavailable("the engine has not been started yet", "try again shortly")
         return ModelNotFound(
             f"the model {name[:100]!r} does not exist", "GET /v1/models lists the names that are served"
         )

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from serve.errors import StorageError
+from serve.gateway.auth import Keyring
 from serve.gateway.build import build_table
 from serve.gateway.metrics import Metrics
 from serve.gateway.routes import EMPTY, EngineView, RouteTable
@@ -28,9 +29,10 @@ UNREACHABLE_SECONDS = 5.0
 
 
 class RouteSource:
-    """Owns the current :class:`RouteTable` (``table``); ``run`` keeps it fresh."""
+    """Owns the current :class:`RouteTable` (``table``) and the ``keys``; ``running`` keeps both fresh."""
 
-    def __init__(self, registry: Registry, engine_file: Path) -> None:
+    def __init__(self, registry: Registry, engine_file: Path, keys: Keyring | None = None) -> None:
+        self.keys = keys or Keyring(registry)
         self.table: RouteTable = EMPTY
         self.metrics = Metrics(lambda: self.engine_ready)
         self._registry = registry
@@ -82,6 +84,7 @@ class RouteSource:
         self._read_engine()
         try:
             revision = self._registry.revision()
+            self.keys.look(revision)
             if revision != self.table.revision or self._engine is not self.table.engine:
                 self.table = build_table(self._registry, self._engine, self.metrics)
         except StorageError as error:
