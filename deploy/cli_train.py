@@ -218,6 +218,10 @@ def show_outcome(outcome: "Outcome") -> None:
         return
     console.print(f"Gateway: {url}/v1   metrics: {url}/metrics\n", soft_wrap=True)
     for snippet in (curl_snippet, python_snippet):
-        console.print(snippet(url, ref.name, outcome.sample), soft_wrap=True)
+        console.print(snippet(url, ref.name, outcome.sample, keys=outcome.keys), soft_wrap=True)
         console.print()
+    if outcome.keys:
+        console.print(
+            "The gateway asks for a key: set OPENAI_API_KEY to the secret of one (`tenon keys create`)."
+        )
     console.print(f"{ref.name} answers as {ref}. Stop everything with `make down`.")

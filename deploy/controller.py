@@ -30,7 +30,13 @@ from serve.registry.base import identify_base
 
 log = logging.getLogger("tenon.controller")
 
-GATEWAY_RULES = ("grammars", "media", "presets", "unknown_fields")  # its settings beside home, host and port
+GATEWAY_RULES = (
+    "grammars",
+    "media",
+    "open_metrics",
+    "presets",
+    "unknown_fields",
+)  # its settings beside home, host and port
 TICK = 0.2  # seconds between two looks at the gateway
 GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
 BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the gateway's next start, by recent failures

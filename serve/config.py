@@ -79,6 +79,7 @@ class Settings(BaseSettings):
         "refuse", description="what becomes of a request's field that no endpoint knows: refuse or drop"
     )
     presets: Path | None = Field(None, description="YAML file of sampling presets")
+    open_metrics: bool = Field(False, description="answer /metrics without a key, too")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="level of our own logs"
     )

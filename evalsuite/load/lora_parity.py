@@ -2,8 +2,8 @@
 
 Starts the real engine twice, without and with our plugin. Each answers the same questions greedily, by several
 adapters and the base at the same time, and gives the log-probabilities. Up to the first token in which the two engines
-differ they read the same text, so there the log-probabilities must agree; and a first difference is allowed only between
-tokens that were as good as equally likely to vLLM's own code, as bfloat16 rounds.
+differ they read the same text, so there the log-probabilities must agree; and a first difference is allowed only
+between tokens that were as good as equally likely to vLLM's own code, as bfloat16 rounds.
 """
 
 import argparse

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from serve.errors import TenonError
 from serve.gateway.asgi import Receive, Scope, Send
+from serve.gateway.auth import caller_of
 from serve.gateway.control import control_app
 from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
-from serve.gateway.failures import http_failure
+from serve.gateway.failures import Failure, http_failure
 from serve.gateway.models import send_model, send_models
 from serve.gateway.proxy import DataPlane, open_session
 from serve.gateway.rules import Rules
@@ -35,6 +37,17 @@ class Gateway:
             yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request of somebody who may ask it."""
+        if scope["type"] == "http":
+            try:
+                self.source.keys.admit(scope)
+            except TenonError as error:
+                self.source.metrics.other.outcomes["rejected"].inc()
+                await Failure.of(error).send(send)
+                return
+        await self._route(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; nothing that a client asks for is passed on by path."""
         path = scope.get("path", "")
         endpoint = ENDPOINTS.get(path)
@@ -59,9 +72,9 @@ class Gateway:
         if scope["method"] not in ("GET", "HEAD"):
             await _wrong_method(scope, send, b"GET")
         elif name:
-            await send_model(self.source.table, name, send)
+            await send_model(self.source.table, name, caller_of(scope), send)
         else:
-            await send_models(self.source.table, send)
+            await send_models(self.source.table, caller_of(scope), send)
 
 
 async def _wrong_method(scope: Scope, send: Send, allowed: bytes) -> None:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from serve.errors import EngineUnavailable, TenonError
 from serve.gateway.failures import Failure, http_failure
+from serve.gateway.require import require
 from serve.gateway.source import RouteSource
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -40,7 +41,7 @@ def control_app(source: RouteSource, lifespan: Lifespan) -> FastAPI:
         """Prometheus' text format; a plain function, as writing thousands of lines would hold up streams."""
         return Response(source.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    @app.get("/api/status")
+    @app.get("/api/status", dependencies=[require("admin")])
     async def status() -> Response:
         """Routes, versions and the engine's state, as the gateway sees them now."""
         pools = source.engines.status()

@@ -49,7 +49,9 @@ class Failure:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Further response headers: ``retry-after`` where trying again can help."""
+        """Further response headers: how to ask for more, or ``retry-after`` where trying again can help."""
+        if self.status == 401:
+            return [(b"www-authenticate", b"Bearer")]
         if self.status in (429, 502, 503):
             return [(b"retry-after", b"%d" % self.retry_after)]
         return []

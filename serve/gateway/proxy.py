@@ -15,13 +15,14 @@ import orjson
 
 from serve.errors import TenonError, Unavailable
 from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_body
+from serve.gateway.auth import Caller, caller_of
 from serve.gateway.balance.cost import estimate_tokens
 from serve.gateway.balance.side import HEADER, conversation_key
 from serve.gateway.courier import Courier
 from serve.gateway.endpoints import INFO, RESPONSES, Endpoint
 from serve.gateway.failures import Failure, http_failure
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
-from serve.gateway.routes import Route
+from serve.gateway.routes import Route, RouteTable
 from serve.gateway.rules import Rules
 from serve.gateway.salt import cache_salt, tenant_of
 from serve.gateway.source import RouteSource
@@ -68,7 +69,7 @@ class DataPlane:
             del raw  # as long as the answer takes, only the engine's copy is kept
             table = self._source.table
             conversation = conversation_key(asked, conversation_header(scope))
-            route = table.resolve(asked.get("model"), conversation)
+            route = _resolve(table, asked.get("model"), caller_of(scope), conversation)
             meters = route.meters
             body = check_request(asked, endpoint.kind, self._rules)
             keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
@@ -118,7 +119,7 @@ class DataPlane:
         names = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("model")
         table = self._source.table
         try:
-            route = table.resolve(names[-1] if names else None)
+            route = _resolve(table, names[-1] if names else None, caller_of(scope))
         except TenonError as error:
             await Failure.of(error).send(send)
             return
@@ -157,6 +158,15 @@ class DataPlane:
         exchange.route.meters.outcomes[outcome].inc()
         if courier.reply is not None:
             await _let_go(courier.reply, whole=outcome == "ok")
+
+
+def _resolve(table: RouteTable, model: str | None, caller: Caller, conversation: str = "") -> Route:
+    """The route of a name; without one, the base's. To a caller who may not use it, it does not exist."""
+    if model is None:
+        model = table.engine.base_name if table.engine is not None else ""
+    if not caller.allows(model):
+        raise table.absent(model)
+    return table.resolve(model, conversation)
 
 
 def conversation_header(scope: Scope) -> str | None:

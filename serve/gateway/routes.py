@@ -161,13 +161,11 @@ class RouteTable:
         """The bases that some engine can be asked for."""
         return frozenset(engine.base_name for engine in self.engines.values() if engine.usable)
 
-    def resolve(self, name: str | None, conversation: str = "") -> Route:
-        """The route of a public name, or of the first base, for one conversation.
+    def resolve(self, name: str, conversation: str = "") -> Route:
+        """The route of a public name for one conversation.
 
         Raises ModelNotFound, AdapterNotReady or EngineUnavailable.
         """
-        if name is None:
-            name = self.engine.base_name if self.engine is not None else ""
         sides = self.sides.get(name)
         route = sides.route(conversation) if sides is not None else self.routes.get(name)
         if route is not None and route.base in self.usable:
@@ -177,10 +175,16 @@ class RouteTable:
     def _missing(self, name: str, route: Route | None) -> TenonError:
         if name in self.waiting:
             return AdapterNotReady(f"{name} cannot answer yet: {self.waiting[name]}", "try again shortly")
-        if not self.engines or route is not None:
-            started = any(engine.url for engine in self.bases.get(route.base if route else "", ()))
+        if self.engines and route is not None:
+            started = any(engine.url for engine in self.bases.get(route.base, ()))
             what = "is down or restarting" if started else "has not been started yet"
             return EngineUnavailable(f"the engine {what}", "try again shortly")
+        return self.absent(name)
+
+    def absent(self, name: str) -> TenonError:
+        """What is said of a name that means nothing, or that the caller may not know to mean something."""
+        if not self.engines:
+            return EngineUnavailable("the engine has not been started yet", "try again shortly")
         return ModelNotFound(
             f"the model {name[:100]!r} does not exist", "GET /v1/models lists the names that are served"
         )

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serve.errors import StorageError
+from serve.gateway.auth import Keyring
 from serve.gateway.build import build_table
 from serve.gateway.engines import Engines
 from serve.gateway.metrics import Metrics
@@ -29,12 +30,13 @@ FOLDER = "engines"
 
 
 class RouteSource:
-    """Owns the current :class:`RouteTable` (``table``) and the engines; ``running`` keeps them fresh.
+    """Owns the current :class:`RouteTable` (``table``), the engines and the ``keys``; ``running`` keeps them fresh.
 
     ``engine_file`` is the record of the first engine; those of others lie in a folder beside it.
     """
 
-    def __init__(self, registry: Registry, engine_file: Path) -> None:
+    def __init__(self, registry: Registry, engine_file: Path, keys: Keyring | None = None) -> None:
+        self.keys = keys or Keyring(registry)
         self.table: RouteTable = EMPTY
         self.metrics = Metrics(lambda: self.engine_ready)
         self.engines = Engines(self.metrics)
@@ -90,6 +92,7 @@ class RouteSource:
         table = self.table
         try:
             revision = self._registry.revision()
+            self.keys.look(revision)
             if revision != table.revision or self._views != table.engines:
                 table = build_table(self._registry, dict(self._views), self.metrics)
         except StorageError as error:
