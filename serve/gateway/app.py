@@ -10,6 +10,7 @@ from serve.gateway.control import control_app
 from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
 from serve.gateway.failures import http_failure
 from serve.gateway.models import send_model, send_models
+from serve.gateway.observe import Observer, Tracer
 from serve.gateway.proxy import DataPlane, open_session
 from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
@@ -22,8 +23,9 @@ MODELS = "/v1/models"
 class Gateway:
     """The ASGI app; its lifespan opens the session to the engine and keeps the routes fresh."""
 
-    def __init__(self, source: RouteSource, rules: Rules | None = None) -> None:
+    def __init__(self, source: RouteSource, rules: Rules | None = None, tracer: Tracer | None = None) -> None:
         self.source = source
+        self._observer = Observer(tracer)
         self._rules = rules or Rules()
         self._control = control_app(source, self._lifespan)
         self._data: DataPlane | None = None
@@ -35,6 +37,13 @@ class Gateway:
             yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, under an id and observed; the lifespan passes by."""
+        if scope["type"] == "http":
+            await self._observer(self._answer, scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; nothing that a client asks for is passed on by path."""
         path = scope.get("path", "")
         endpoint = ENDPOINTS.get(path)

@@ -17,8 +17,9 @@ import orjson
 
 from serve.errors import TenonError, Unavailable
 from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_body
+from serve.gateway.call import headers_to, note_outcome, note_route
 from serve.gateway.endpoints import INFO, RESPONSES, TOKENIZER_INFO, Endpoint
-from serve.gateway.failures import Failure, engine_failure, http_failure
+from serve.gateway.failures import Failure, engine_failure, engine_words, http_failure
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
 from serve.gateway.routes import EngineView, Route, RouteTable
 from serve.gateway.rules import Rules
@@ -71,6 +72,7 @@ class DataPlane:
             table = self._source.table
             route, engine = _resolve(table, asked.get("model"))
             meters = route.meters
+            note_route(asked.get("model"), route)
             body = check_request(asked, endpoint.kind, self._rules)
             keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
             payload = self._for_engine(body, route, endpoint, tenant_of(scope))
@@ -122,6 +124,7 @@ class DataPlane:
         except TenonError as error:
             await Failure.of(error).send(send)
             return
+        note_route(names[-1] if names else None, route)
         url, started = engine.address(TOKENIZER_INFO), time.perf_counter()
         exchange = Exchange(
             route=route,
@@ -155,19 +158,20 @@ class DataPlane:
         else:
             outcome = "ok"
         exchange.route.meters.outcomes[outcome].inc()
+        note_outcome(outcome)
         if reply is not None:
             await _let_go(reply, whole=outcome == "ok")
 
     async def _ask(self, exchange: Exchange) -> aiohttp.ClientResponse:
         """Send the request; return the engine's good reply, of which only the head has been read."""
         model = exchange.route.public_name
-        payload = exchange.payload
+        payload, headers = exchange.payload, headers_to(exchange.url, HEADERS)
         try:
             if payload is None:
-                reply = await self._session.get(exchange.url, headers=HEADERS)
+                reply = await self._session.get(exchange.url, headers=headers)
             else:
                 data = payload if len(payload) <= LARGE_BODY else io.BytesIO(payload)
-                reply = await self._session.post(exchange.url, data=data, headers=HEADERS)
+                reply = await self._session.post(exchange.url, data=data, headers=headers)
             self._source.note_reached()
             if reply.status == 200:
                 return reply
@@ -177,7 +181,7 @@ class DataPlane:
             self._source.note_unreachable()
             raise RelayFailed.unreachable(error, exchange) from error
         if reply.status >= 500:
-            logger.warning("engine answered %d for %s: %s", reply.status, model, body[:500])
+            logger.warning("engine answered %d for %s: %s", reply.status, model, engine_words(body))
         raise RelayFailed(engine_failure(reply.status, body, model, exchange.public_names))
 
 

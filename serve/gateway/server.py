@@ -15,6 +15,7 @@ from serve.gateway.app import Gateway
 from serve.gateway.protocol import GuardedProtocol
 from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
+from serve.gateway.tracing import tracing
 from serve.net import listen, url_of
 from serve.records import ProcessIdentity, write_json
 from serve.registry import Registry
@@ -71,12 +72,13 @@ class GatewayServer(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
     sock = listen(settings.host, settings.port)
-    with Registry.of(settings) as registry:
+    with Registry.of(settings) as registry, tracing(settings) as tracer:
         # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json")
-        server = GatewayServer(Gateway(source, Rules.of(settings)), sock, settings.state / "gateway.json")
+        app = Gateway(source, Rules.of(settings), tracer)
+        server = GatewayServer(app, sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

@@ -32,6 +32,8 @@ VALUES = {
     "unknown_fields": "drop",
     "presets": "/srv/presets.yaml",
     "log_level": "debug",
+    "log_format": "json",
+    "otlp_endpoint": "http://collector:4318",
 }
 DATABASE = "postgresql://me:s3cret@db/tenon"
 
