@@ -58,8 +58,9 @@ class FakeEngine:
     """A vLLM-shaped server; ``adapters`` are loaded from the start, ``port`` 0 takes a free one.
 
     Attributes: ``url``, ``port``, ``adapters`` (engine name → path), ``faults``, ``stats``, ``bodies`` (the
-    bodies of all requests to models, oldest first), ``headers`` (those of the last requests of all), ``lacks`` (path → status of routes that it does not
-    have). All may be read and changed by a test while the server runs.
+    bodies of all requests to models, oldest first), ``headers`` (those of the last requests to anything),
+    ``lacks`` (path → status of routes that it does not have). All may be read and changed by a test while the
+    server runs.
     """
 
     def __init__(
