@@ -24,10 +24,11 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve.errors import ConfigError
+from serve.telemetry import endpoint_problem
 
 PREFIX = "TENON_"
 FOR_TESTS = "TENON_TEST_"
-SECRETS = ("database_url",)
+SECRETS = ("database_url", "otlp_endpoint")
 """Settings that no message may show."""
 MEDIA = ("image", "audio", "video")
 
@@ -83,6 +84,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="level of our own logs"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="form of our own logs' lines: text or json"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector that traces are sent to, as http://HOST:4318"
+    )
 
     @field_validator("home", mode="before")
     @classmethod
@@ -129,6 +136,15 @@ class Settings(BaseSettings):
     @classmethod
     def _prices_are_absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None and str(value) != "." else None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector_is_a_url(cls, value: str | None) -> str | None:
+        if value is None or not value.strip():
+            return None
+        if problem := endpoint_problem(value):
+            raise ValueError(problem)
+        return value.strip()
 
     @field_validator("engine_args")
     @classmethod

@@ -16,6 +16,7 @@ from typing import Literal
 import psutil
 
 from serve.errors import ConfigError
+from serve.telemetry import PROTOCOL
 
 GIB = 2**30
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -26,6 +27,7 @@ PLUGIN = "tenon_cpu_lora"
 
 TEMPLATE_DEFAULTS = "--default-chat-template-kwargs"
 GPU_SHARE = "--gpu-memory-utilization"
+TRACES = "--otlp-traces-endpoint"
 DEFAULT_GPU_SHARE = 0.7
 """Share of the GPU's memory that the engine takes; the rest is for a training beside it."""
 
@@ -82,7 +84,8 @@ class EngineSpec:
     """One engine; two specs that are equal but for the port serve alike.
 
     ``model`` is a folder in hub format, ``base_name`` the name it is served under, ``port`` 0 takes a free
-    one at each start, ``command`` is what runs instead of vLLM (the fake engine, in tests). Raises
+    one at each start, ``otlp_endpoint`` the full URL that its traces are posted to, ``command`` is what runs
+    instead of vLLM (the fake engine, in tests). Raises
     :class:`ConfigError` for limits that vLLM would refuse half a minute later.
     """
 
@@ -95,6 +98,7 @@ class EngineSpec:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     extra_args: tuple[str, ...] = ()
+    otlp_endpoint: str | None = None
     device: Device = field(default_factory=installed_device)
     # -P: a user's train.py or logging.py in the folder that we were called from is none of ours.
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server")
@@ -136,6 +140,8 @@ class EngineSpec:
         if can_think(self.model) and not self._user_sets(TEMPLATE_DEFAULTS):
             # Adapters are trained on prompts with thinking off; a request may still turn it on.
             argv += [TEMPLATE_DEFAULTS, json.dumps({"enable_thinking": False})]
+        if self.otlp_endpoint is not None and not self._user_sets(TRACES):
+            argv += [TRACES, self.otlp_endpoint]
         return argv + list(self.extra_args)
 
     @property
@@ -174,6 +180,10 @@ class EngineSpec:
         }
         # Ours alone: vLLM's own resolvers load adapters by names that clients make up.
         environment.setdefault("VLLM_PLUGINS", PLUGIN)
+        environment.pop("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", None)  # answers are nobody's to log
+        if self.otlp_endpoint is not None and not self._user_sets(TRACES):
+            environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = PROTOCOL  # vLLM's own default is gRPC
+            environment.setdefault("OTEL_SERVICE_NAME", "tenon-engine")
         if self.device == "cpu":
             environment["VLLM_TARGET_DEVICE"] = "cpu"
             gib = kv_cache_gib(weights_bytes(self.model), psutil.virtual_memory().total)

@@ -146,8 +146,7 @@ class Keyring:
         """
         wanted = self.wanted(request["path"])
         caller = ANYBODY if wanted is None else self.check(request, wanted)
-        state = request.setdefault("state", {})
-        state["caller"], state["tenant"] = caller, caller.tenant
+        request.setdefault("state", {})["caller"] = caller
         return caller
 
     def wanted(self, path: str) -> Scope | None:

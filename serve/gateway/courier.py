@@ -8,8 +8,9 @@ from yarl import URL
 
 from serve.gateway.balance.pool import EngineTicket
 from serve.gateway.balance.retry import Outcome
+from serve.gateway.call import headers_to
 from serve.gateway.engines import Engines
-from serve.gateway.failures import engine_failure, lost_adapter
+from serve.gateway.failures import engine_failure, engine_words, lost_adapter
 from serve.gateway.metrics import Metrics
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
 
@@ -100,12 +101,13 @@ class Courier:
         """Send the request; return the engine's good reply, of which only the head has been read."""
         exchange = self._exchange
         model, payload = exchange.route.public_name, exchange.payload
+        headers = headers_to(url, HEADERS)
         try:
             if payload is None:
-                reply = await self._session.get(url, headers=HEADERS)
+                reply = await self._session.get(url, headers=headers)
             else:
                 data = payload if len(payload) <= LARGE_BODY else io.BytesIO(payload)
-                reply = await self._session.post(url, data=data, headers=HEADERS)
+                reply = await self._session.post(url, data=data, headers=headers)
             self._engines.note_reached(ticket.engine)
             if reply.status == 200:
                 return reply
@@ -116,7 +118,7 @@ class Courier:
             ticket.report(outcome_of(error))
             raise RelayFailed.unreachable(error, exchange) from error
         if reply.status >= 500:
-            logger.warning("engine answered %d for %s: %s", reply.status, model, body[:500])
+            logger.warning("engine answered %d for %s: %s", reply.status, model, engine_words(body))
         lost = exchange.route.adapter is not None and lost_adapter(reply.status, body)
         ticket.report(Outcome.LOST if lost else Outcome.of_status(reply.status))
         raise RelayFailed(engine_failure(reply.status, body, model, exchange.public_names))

@@ -20,6 +20,9 @@ from serve.gateway.asgi import Send, send_json
 RETRY_AFTER = 2
 """Seconds after which a client may try again what is unavailable now."""
 
+MAX_TYPE = 60
+"""Letters of an engine's error type; vLLM's are names of classes."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -139,6 +142,13 @@ def _error_object(body: bytes) -> Mapping[str, Any]:
         return {}
     error = content.get("error", content) if isinstance(content, dict) else {}
     return error if isinstance(error, dict) else {}
+
+
+def engine_words(body: bytes) -> str:
+    """What a log may tell of an engine's error: its size and type, as its text may repeat the prompt."""
+    kind = _error_object(body[body.find(b"{") :]).get("type")
+    known = isinstance(kind, str) and len(kind) <= MAX_TYPE and kind.isascii() and kind.isalpha()
+    return f"{kind if known else 'an error'} in {len(body)} bytes; the engine's log says more"
 
 
 def engine_event_failure(event: bytes, model: str, public_names: Mapping[str, str]) -> Failure:

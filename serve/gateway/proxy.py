@@ -18,13 +18,14 @@ from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_bo
 from serve.gateway.auth import Caller, caller_of
 from serve.gateway.balance.cost import estimate_tokens
 from serve.gateway.balance.side import HEADER, conversation_key
+from serve.gateway.call import note_outcome, note_route
 from serve.gateway.courier import Courier
 from serve.gateway.endpoints import INFO, RESPONSES, Endpoint
 from serve.gateway.failures import Failure, http_failure
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
 from serve.gateway.routes import Route, RouteTable
 from serve.gateway.rules import Rules
-from serve.gateway.salt import cache_salt, tenant_of
+from serve.gateway.salt import cache_salt
 from serve.gateway.source import RouteSource
 from serve.gateway.validate import check_request, parse_body, preset_of
 
@@ -71,9 +72,10 @@ class DataPlane:
             conversation = conversation_key(asked, conversation_header(scope))
             route = _resolve(table, asked.get("model"), caller_of(scope), conversation)
             meters = route.meters
+            note_route(asked.get("model"), route)
             body = check_request(asked, endpoint.kind, self._rules)
             keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
-            payload = self._for_engine(body, route, endpoint, tenant_of(scope))
+            payload = self._for_engine(body, route, endpoint, caller_of(scope).tenant)
         except ClientGone:
             meters.outcomes["disconnected"].inc()
             return
@@ -123,6 +125,7 @@ class DataPlane:
         except TenonError as error:
             await Failure.of(error).send(send)
             return
+        note_route(names[-1] if names else None, route)
         started = time.perf_counter()
         exchange = Exchange(
             route=route,
@@ -156,6 +159,7 @@ class DataPlane:
         else:
             outcome = "ok"
         exchange.route.meters.outcomes[outcome].inc()
+        note_outcome(outcome)
         if courier.reply is not None:
             await _let_go(courier.reply, whole=outcome == "ok")
 

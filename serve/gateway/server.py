@@ -18,6 +18,7 @@ from serve.gateway.auth import Keyring
 from serve.gateway.protocol import GuardedProtocol
 from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
+from serve.gateway.tracing import tracing
 from serve.net import check_reach, is_loopback, listen, url_of
 from serve.operator import operator_key
 from serve.records import ProcessIdentity, write_json
@@ -93,12 +94,17 @@ def keyring(settings: Settings, registry: Registry, sock: socket.socket) -> Iter
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
     sock = listen(settings.host, settings.port)
-    with Registry.of(settings) as registry, keyring(settings, registry, sock) as keys:
+    with (
+        Registry.of(settings) as registry,
+        keyring(settings, registry, sock) as keys,
+        tracing(settings) as tracer,
+    ):
         # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json", keys)
-        server = GatewayServer(Gateway(source, Rules.of(settings)), sock, settings.state / "gateway.json")
+        app = Gateway(source, Rules.of(settings), tracer)
+        server = GatewayServer(app, sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

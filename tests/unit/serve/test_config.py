@@ -32,7 +32,10 @@ VALUES = {
     "media": "image,audio",
     "unknown_fields": "drop",
     "presets": "/srv/presets.yaml",
+    "open_metrics": "True",
     "log_level": "debug",
+    "log_format": "json",
+    "otlp_endpoint": "http://collector:4318",
 }
 DATABASE = "postgresql://me:s3cret@db/tenon"
 
