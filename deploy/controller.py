@@ -35,6 +35,7 @@ GATEWAY_RULES = (
     "media",
     "open_metrics",
     "presets",
+    "prices",
     "unknown_fields",
 )  # its settings beside home, host and port
 TICK = 0.2  # seconds between two looks at the gateway

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL database of the registry; without it, SQLite in the home"
     )
-    prices: Path | None = Field(None, description="YAML file with the prices that `tenon usage` counts with")
+    prices: Path | None = Field(None, description="YAML file with prices, for `tenon usage` and metrics")
     host: str = Field("127.0.0.1", min_length=1, description="address that the gateway listens on")
     port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
     engine_url: str | None = Field(None, description="attach to this engine instead of starting one")

@@ -8,9 +8,11 @@ from typing import Any
 from serve.errors import TenonError
 from serve.gateway.asgi import Receive, Scope, Send
 from serve.gateway.auth import caller_of
+from serve.gateway.books import Books
 from serve.gateway.control import control_app
 from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
 from serve.gateway.failures import Failure, http_failure
+from serve.gateway.ledger import Ledger
 from serve.gateway.models import send_model, send_models
 from serve.gateway.proxy import DataPlane, open_session
 from serve.gateway.rules import Rules
@@ -24,16 +26,17 @@ MODELS = "/v1/models"
 class Gateway:
     """The ASGI app; its lifespan opens the session to the engine and keeps the routes fresh."""
 
-    def __init__(self, source: RouteSource, rules: Rules | None = None) -> None:
+    def __init__(self, source: RouteSource, rules: Rules | None = None, books: Books | None = None) -> None:
         self.source = source
+        self.books = books or Books(Ledger(source.registry))
         self._rules = rules or Rules()
         self._control = control_app(source, self._lifespan)
         self._data: DataPlane | None = None
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        async with self.source.running(), open_session() as session:
-            self._data = DataPlane(self.source, session, self._rules)
+        async with self.source.running(), self.books.ledger.running(), open_session() as session:
+            self._data = DataPlane(self.source, session, self._rules, self.books)
             yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

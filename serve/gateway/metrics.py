@@ -68,6 +68,7 @@ class Meters:
         self.prompt_tokens = metrics.prompt_tokens.labels(adapter)
         self.completion_tokens = metrics.completion_tokens.labels(adapter)
         self.in_flight = metrics.in_flight.labels(adapter)
+        self.cost = metrics.cost.labels(adapter)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -125,6 +126,12 @@ class Metrics:
         self.in_flight = Gauge(
             "tenon_requests_in_flight", "Requests being answered", adapter, registry=registry
         )
+        self.cost = Counter(
+            "tenon_cost",
+            "Money for tokens and engine time, by the table of prices",
+            adapter,
+            registry=registry,
+        )
         self.load_seconds = Gauge(
             "tenon_adapter_load_seconds",
             "Time the engine took to load",
@@ -175,6 +182,7 @@ class Metrics:
                     self.prompt_tokens,
                     self.completion_tokens,
                     self.in_flight,
+                    self.cost,
                 ):
                     metric.remove(adapter)
         self._folded &= {adapter for adapter, _ in kept}

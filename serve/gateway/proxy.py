@@ -18,6 +18,7 @@ import orjson
 from serve.errors import TenonError, Unavailable
 from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_body
 from serve.gateway.auth import Caller, caller_of
+from serve.gateway.books import Books
 from serve.gateway.endpoints import INFO, RESPONSES, TOKENIZER_INFO, Endpoint
 from serve.gateway.failures import Failure, engine_failure, http_failure
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
@@ -56,8 +57,11 @@ def open_session() -> aiohttp.ClientSession:
 class DataPlane:
     """Answers the endpoints of ``endpoints.py``."""
 
-    def __init__(self, source: RouteSource, session: aiohttp.ClientSession, rules: Rules) -> None:
+    def __init__(
+        self, source: RouteSource, session: aiohttp.ClientSession, rules: Rules, books: Books
+    ) -> None:
         self._source = source
+        self._books = books
         self._session = session
         self._rules = rules
 
@@ -93,6 +97,7 @@ class DataPlane:
             started=started,
             public_names=table.public_names,
             endpoint=endpoint,
+            caller=caller_of(scope),
         )
         with meters.running():
             await self._answer(exchange, receive, send)
@@ -134,16 +139,19 @@ class DataPlane:
             started=started,
             public_names=table.public_names,
             endpoint=INFO,
+            caller=caller_of(scope),
         )
         await self._answer(exchange, receive, send)
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         reply = None
         relay = Relay(exchange, send)
+        share = self._books.meter.share(exchange.url.authority)
         try:
-            async with HangUp(receive):
-                reply = await self._ask(exchange)
-                await relay.run(reply)
+            with share:
+                async with HangUp(receive):
+                    reply = await self._ask(exchange)
+                    await relay.run(reply)
         except ClientGone:
             outcome = "disconnected"
         except RelayFailed as error:
@@ -156,6 +164,8 @@ class DataPlane:
         else:
             outcome = "ok"
         exchange.route.meters.outcomes[outcome].inc()
+        size = len(exchange.payload or b"")
+        self._books.book(exchange.caller, exchange.route, relay.tally, share.seconds, outcome, size)
         if reply is not None:
             await _let_go(reply, whole=outcome == "ok")
 

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 import orjson
@@ -12,6 +11,8 @@ from yarl import URL
 
 from serve.errors import EngineFailed, EngineUnavailable
 from serve.gateway.asgi import Send, send_json
+from serve.gateway.auth import ANYBODY, Caller
+from serve.gateway.books import Tally
 from serve.gateway.endpoints import CHAT, RESPONSES, Endpoint
 from serve.gateway.failures import Failure, engine_event_failure
 from serve.gateway.routes import Route
@@ -44,6 +45,7 @@ class Exchange:
     started: float
     public_names: Mapping[str, str]
     endpoint: Endpoint = CHAT
+    caller: Caller = ANYBODY
 
 
 class RelayFailed(Exception):
@@ -68,6 +70,7 @@ class Relay:
     """
 
     def __init__(self, exchange: Exchange, send: Send) -> None:
+        self.tally = Tally()
         self._exchange = exchange
         self._send = send
         self._streaming = False
@@ -120,7 +123,8 @@ class Relay:
                 self._exchange.endpoint.answer,
             )
             raise RelayFailed(Failure.of(EngineFailed("the engine's answer is not understood", "try again")))
-        self._count(content.get("usage") or {})
+        self.tally.take(content.get("usage") or {})
+        self._count()
         self._complete = True
         await send_json(self._send, route.rename(text), 200, route.headers)
 
@@ -143,7 +147,11 @@ class Relay:
                 if events.error is not None:
                     raise RelayFailed(self._event_failure(events.error))
         finally:
-            self._count(events.usage or {"completion_tokens": events.tokens})
+            if events.usage is not None:
+                self.tally.take(events.usage)
+            else:
+                self.tally.see(events.tokens)
+            self._count()
 
     def _event_failure(self, event: bytes) -> Failure:
         name = self._exchange.route.public_name
@@ -171,8 +179,7 @@ class Relay:
                 meters.inter_token.observe(gap)
         self._last_token = now
 
-    def _count(self, usage: Mapping[str, Any]) -> None:
+    def _count(self) -> None:
         meters = self._exchange.route.meters
-        # The second names are those of /v1/responses.
-        meters.prompt_tokens.inc(usage.get("prompt_tokens") or usage.get("input_tokens") or 0)
-        meters.completion_tokens.inc(usage.get("completion_tokens") or usage.get("output_tokens") or 0)
+        meters.prompt_tokens.inc(self.tally.prompt_tokens)
+        meters.completion_tokens.inc(self.tally.completion_tokens)

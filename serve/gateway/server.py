@@ -15,11 +15,14 @@ from serve.config import Settings
 from serve.errors import TenonError
 from serve.gateway.app import Gateway
 from serve.gateway.auth import Keyring
+from serve.gateway.books import Books
+from serve.gateway.ledger import Ledger
 from serve.gateway.protocol import GuardedProtocol
 from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
 from serve.net import check_reach, is_loopback, listen, url_of
 from serve.operator import operator_key
+from serve.prices import Prices
 from serve.records import ProcessIdentity, write_json
 from serve.registry import Registry, hash_of
 
@@ -98,7 +101,9 @@ def serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json", keys)
-        server = GatewayServer(Gateway(source, Rules.of(settings)), sock, settings.state / "gateway.json")
+        books = Books(Ledger(registry), Prices.load(settings.prices))
+        gateway = Gateway(source, Rules.of(settings), books)
+        server = GatewayServer(gateway, sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

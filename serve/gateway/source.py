@@ -43,6 +43,11 @@ class RouteSource:
         self._broken = False
 
     @property
+    def registry(self) -> Registry:
+        """The registry that the routes are read from."""
+        return self._registry
+
+    @property
     def engine_ready(self) -> bool:
         """Whether the engine is said to be ready and the last request reached it."""
         engine = self.table.engine

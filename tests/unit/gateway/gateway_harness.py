@@ -55,6 +55,7 @@ class Bench:
     engine: FakeEngine
     source: RouteSource
     server: GatewayServer
+    gateway: Gateway
     client: openai.AsyncOpenAI
     http: aiohttp.ClientSession
     base: BaseIdentity = field(default_factory=small_base)
@@ -118,13 +119,14 @@ async def running_bench(home: Path) -> AsyncIterator[Bench]:
     registry = Registry.open(home)
     source = RouteSource(registry, home / "run" / "engine.json")
     sock = listen("127.0.0.1", 0)
-    server = GatewayServer(Gateway(source), sock, home / "run" / "gateway.json")
+    gateway = Gateway(source)
+    server = GatewayServer(gateway, sock, home / "run" / "gateway.json")
     async with (
         FakeEngine() as engine,
         openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
         aiohttp.ClientSession(server.url) as http,
     ):
-        bench = Bench(home, registry, engine, source, server, client, http)
+        bench = Bench(home, registry, engine, source, server, gateway, client, http)
         bench.tell_engine()
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         await until(lambda: server.started)
