@@ -11,6 +11,7 @@ from serve.errors import (
     BadRequest,
     EngineFailed,
     EngineUnavailable,
+    QuotaUsedUp,
     RouteNotSupported,
     TenonError,
 )
@@ -29,13 +30,15 @@ class Failure:
     type: str
     code: str
     param: str | None = None
+    retry_after: int | None = None
 
     @classmethod
     def of(cls, error: TenonError) -> "Failure":
         """The failure that clients see for one of our own errors; the hint follows the message."""
         message = f"{error.message}; {error.hint}" if error.hint else error.message
         param = error.param if isinstance(error, BadRequest) else None
-        return cls(error.status, message, error.type, error.code, param)
+        retry_after = getattr(error, "retry_after", None)
+        return cls(error.status, message, error.type, error.code, param, retry_after)
 
     @property
     def outcome(self) -> str:
@@ -50,7 +53,10 @@ class Failure:
         if self.status == 401:
             return [(b"www-authenticate", b"Bearer")]
         if self.status in (429, 502, 503):
-            return [(b"retry-after", b"%d" % RETRY_AFTER)]
+            headers = [(b"retry-after", b"%d" % (self.retry_after or RETRY_AFTER))]
+            if self.code == QuotaUsedUp.code:  # OpenAI's clients would try again at once otherwise
+                headers.append((b"x-should-retry", b"false"))
+            return headers
         return []
 
     def body(self) -> bytes:

@@ -21,6 +21,7 @@ from serve.gateway.auth import Caller, caller_of
 from serve.gateway.books import Books
 from serve.gateway.endpoints import INFO, RESPONSES, TOKENIZER_INFO, Endpoint
 from serve.gateway.failures import Failure, engine_failure, http_failure
+from serve.gateway.limits import estimate, turn_of
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
 from serve.gateway.routes import EngineView, Route, RouteTable
 from serve.gateway.rules import Rules
@@ -69,6 +70,7 @@ class DataPlane:
         """Answer one request, whatever happens, and count it."""
         started = time.perf_counter()
         meters = self._source.metrics.other
+        turn = turn_of(scope)
         try:
             raw = await read_body(scope, receive)
             asked = parse_body(raw, needs_model=endpoint.needs_model)
@@ -79,6 +81,8 @@ class DataPlane:
             body = check_request(asked, endpoint.kind, self._rules)
             keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
             payload = self._for_engine(body, route, endpoint, tenant_of(scope))
+            if turn is not None:
+                await turn.charge(estimate(body, len(payload), endpoint))
         except ClientGone:
             meters.outcomes["disconnected"].inc()
             return
@@ -98,6 +102,7 @@ class DataPlane:
             public_names=table.public_names,
             endpoint=endpoint,
             caller=caller_of(scope),
+            turn=turn,
         )
         with meters.running():
             await self._answer(exchange, receive, send)
@@ -166,6 +171,8 @@ class DataPlane:
         exchange.route.meters.outcomes[outcome].inc()
         size = len(exchange.payload or b"")
         self._books.book(exchange.caller, exchange.route, relay.tally, share.seconds, outcome, size)
+        if exchange.turn is not None:
+            exchange.turn.settle(relay.tally, outcome)
         if reply is not None:
             await _let_go(reply, whole=outcome == "ok")
 

@@ -15,6 +15,7 @@ from serve.gateway.auth import ANYBODY, Caller
 from serve.gateway.books import Tally
 from serve.gateway.endpoints import CHAT, RESPONSES, Endpoint
 from serve.gateway.failures import Failure, engine_event_failure
+from serve.gateway.limits import Turn
 from serve.gateway.routes import Route
 from serve.gateway.stream import EventFilter, ResponsesFilter
 
@@ -46,6 +47,7 @@ class Exchange:
     public_names: Mapping[str, str]
     endpoint: Endpoint = CHAT
     caller: Caller = ANYBODY
+    turn: Turn | None = None
 
 
 class RelayFailed(Exception):

@@ -16,6 +16,7 @@ from serve.errors import TenonError
 from serve.gateway.app import Gateway
 from serve.gateway.auth import Keyring
 from serve.gateway.books import Books
+from serve.gateway.counters import Counters
 from serve.gateway.ledger import Ledger
 from serve.gateway.protocol import GuardedProtocol
 from serve.gateway.rules import Rules
@@ -102,7 +103,9 @@ def serve(settings: Settings) -> None:
             signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json", keys)
         books = Books(Ledger(registry), Prices.load(settings.prices))
-        gateway = Gateway(source, Rules.of(settings), books)
+        redis = settings.redis_url
+        counters = Counters(redis.get_secret_value() if redis is not None else None)
+        gateway = Gateway(source, Rules.of(settings), books, counters)
         server = GatewayServer(gateway, sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:

@@ -16,6 +16,7 @@ from evalsuite.load.adapters import write_adapter
 from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
 from serve.gateway.app import Gateway
+from serve.gateway.counters import Counters
 from serve.gateway.server import GatewayServer, listen
 from serve.gateway.source import RouteSource
 from serve.records import write_json
@@ -113,13 +114,13 @@ class Bench:
 
 
 @asynccontextmanager
-async def running_bench(home: Path) -> AsyncIterator[Bench]:
+async def running_bench(home: Path, counters: Counters | None = None) -> AsyncIterator[Bench]:
     """A gateway that serves ``base`` and nothing else yet."""
     (home / "run").mkdir(parents=True)
     registry = Registry.open(home)
     source = RouteSource(registry, home / "run" / "engine.json")
     sock = listen("127.0.0.1", 0)
-    gateway = Gateway(source)
+    gateway = Gateway(source, counters=counters)
     server = GatewayServer(gateway, sock, home / "run" / "gateway.json")
     async with (
         FakeEngine() as engine,

@@ -14,6 +14,7 @@ VALUES = {
     "home": "/srv/tenon",
     "model": "org/base",
     "database_url": "**********",
+    "redis_url": "**********",
     "prices": "/etc/prices.yaml",
     "host": "0.0.0.0",
     "port": "9000",
@@ -31,6 +32,7 @@ VALUES = {
     "media": "image,audio",
     "unknown_fields": "drop",
     "presets": "/srv/presets.yaml",
+    "open_metrics": "True",
     "log_level": "debug",
 }
 DATABASE = "postgresql://me:s3cret@db/tenon"
@@ -51,7 +53,7 @@ def environment() -> Iterator[None]:
 def test_every_setting_can_come_from_the_environment() -> None:
     assert VALUES.keys() == Settings.model_fields.keys()
     os.environ.update({f"TENON_{name.upper()}": value for name, value in VALUES.items()})
-    os.environ["TENON_DATABASE_URL"] = DATABASE
+    os.environ.update(TENON_DATABASE_URL=DATABASE, TENON_REDIS_URL="redis://:s3cret@cache")
     settings = Settings.read()
     assert {name: str(getattr(settings, name)) for name in VALUES} == {
         **VALUES,
