@@ -21,6 +21,7 @@ from serve.errors import (
     StorageError,
     Unavailable,
 )
+from serve.log_lines import message_of
 from serve.net import check_port
 from serve.records import read_json
 from serve.registry.base import identify_base
@@ -146,7 +147,7 @@ def last_line(log: Path) -> str:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return "it left no log"
-    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    return next((message_of(line.strip()) for line in reversed(lines) if line.strip()), "its log is empty")
 
 
 def progress_of(now: Status, engine: dict[str, Any]) -> str:

@@ -91,6 +91,15 @@ def _short(value: Any) -> str:
     return value if AMBIGUOUS.search(value) is None else orjson.dumps(one_line(value)).decode()
 
 
+def message_of(line: str) -> str:
+    """What a line of a log says to a person, whichever form it has."""
+    try:
+        content = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return line
+    return str(content["message"]) if isinstance(content, dict) and "message" in content else line
+
+
 class Clock:
     """Writes times; most lines share their second with the line before."""
 

@@ -111,8 +111,6 @@ class Call:
 
     def facts(self) -> Fields:
         """What the line of a finished request tells; neither headers, query nor bodies are among it."""
-        state = self.scope.get("state")
-        key = getattr(state.get("key"), "name", None) if state else None
         engine = self.engine
         return Fields(
             method=self.method,
@@ -127,8 +125,16 @@ class Call:
             completion_tokens=self.completion_tokens,
             first_token_seconds=round(self.first_token, 6) if self.first_token is not None else None,
             seconds=round(time.perf_counter() - self.started, 6),
-            key=key,
+            key=_key_name(self.scope),
         )
+
+
+def _key_name(scope: Scope) -> str | None:
+    """The name of the key that the authentication found, which is not its secret."""
+    state = scope.get("state") or {}
+    key = state.get("key") or getattr(state.get("caller"), "key", None)
+    name = getattr(key, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def current() -> Call | None:

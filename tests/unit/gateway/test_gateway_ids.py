@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -144,7 +145,10 @@ async def test_a_mistake_after_the_start_is_the_servers_to_end() -> None:
         await Observer()(app, scope(), nothing, send)
 
 
-async def test_the_name_of_the_key_is_told_and_nothing_else_of_it(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("place", ["key", "caller"])
+async def test_the_name_of_the_key_is_told_and_nothing_else_of_it(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class Key:
         name = "shop"
         secret = "tn-secret"
@@ -152,7 +156,7 @@ async def test_the_name_of_the_key_is_told_and_nothing_else_of_it(caplog: pytest
     caplog.set_level(logging.INFO)
 
     async def app(asked: Scope, receive: Receive, send: Send) -> None:
-        asked["state"]["key"] = Key()
+        asked["state"][place] = Key() if place == "key" else SimpleNamespace(key=Key())
         assert current() is not None
 
     async def send(message: Message) -> None:
