@@ -22,6 +22,7 @@ from serve.errors import (
     StorageError,
     Unavailable,
 )
+from serve.log_lines import message_of
 from serve.net import check_reach, listen
 from serve.prices import Prices
 from serve.records import read_json
@@ -160,7 +161,7 @@ def last_line(log: Path) -> str:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return "it left no log"
-    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    return next((message_of(line.strip()) for line in reversed(lines) if line.strip()), "its log is empty")
 
 
 def progress_of(now: Status, engine: dict[str, Any]) -> str:
