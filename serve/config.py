@@ -24,10 +24,11 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve.errors import ConfigError
+from serve.telemetry import endpoint_problem
 
 PREFIX = "TENON_"
 FOR_TESTS = "TENON_TEST_"
-SECRETS = ("database_url",)
+SECRETS = ("database_url", "otlp_endpoint", "redis_url")
 """Settings that no message may show."""
 MEDIA = ("image", "audio", "video")
 
@@ -51,12 +52,16 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL database of the registry; without it, SQLite in the home"
     )
-    prices: Path | None = Field(None, description="YAML file with the prices that `tenon usage` counts with")
+    prices: Path | None = Field(None, description="YAML file with prices, for `tenon usage` and metrics")
+    redis_url: SecretStr | None = Field(
+        None, description="Redis that counts limits for several gateways; without it, each counts for itself"
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address that the gateway listens on")
     port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
     engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
     max_loras: int = Field(4, ge=1, description="distinct adapters that the engine computes in one step")
     max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
+    max_num_seqs: int | None = Field(None, ge=1, description="requests that the engine computes at once")
     max_lora_rank: Rank = Field(64, description="highest rank that the engine can load")
     max_adapter_mib: int = Field(2048, ge=1, description="largest weight file that a source may send, in MiB")
     adapter_timeout: float = Field(
@@ -82,8 +87,15 @@ class Settings(BaseSettings):
         "refuse", description="what becomes of a request's field that no endpoint knows: refuse or drop"
     )
     presets: Path | None = Field(None, description="YAML file of sampling presets")
+    open_metrics: bool = Field(False, description="answer /metrics without a key, too")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="level of our own logs"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="form of our own logs' lines: text or json"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector that traces are sent to, as http://HOST:4318"
     )
 
     @field_validator("home", mode="before")
@@ -122,8 +134,22 @@ class Settings(BaseSettings):
             raise ValueError("must look like postgresql://USER:PASSWORD@HOST:5432/DATABASE")
         return value
 
-    @field_serializer("database_url", when_used="json-unless-none")
-    def _store_database_url(self, value: SecretStr) -> str:
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value().strip():
+            return None
+        try:
+            url = urlsplit(value.get_secret_value())
+            known = url.scheme in ("redis", "rediss") and url.hostname and url.port != 0
+        except ValueError:  # whose words would show parts of the password
+            known = False
+        if not known:
+            raise ValueError("must look like redis://:PASSWORD@HOST:6379/0, special characters as %XX")
+        return value
+
+    @field_serializer("database_url", "redis_url", when_used="json-unless-none")
+    def _store_secret(self, value: SecretStr) -> str:
         # For run/stack.json, which only its owner may read.
         return value.get_secret_value()
 
@@ -131,6 +157,15 @@ class Settings(BaseSettings):
     @classmethod
     def _prices_are_absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None and str(value) != "." else None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector_is_a_url(cls, value: str | None) -> str | None:
+        if value is None or not value.strip():
+            return None
+        if problem := endpoint_problem(value):
+            raise ValueError(problem)
+        return value.strip()
 
     @field_validator("engine_args")
     @classmethod

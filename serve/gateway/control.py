@@ -15,6 +15,7 @@ from serve.gateway.api import add_management, allowed_methods
 from serve.gateway.api.answers import Alive, Ready, errors
 from serve.gateway.api.management import Management
 from serve.gateway.failures import Failure, http_failure
+from serve.gateway.require import require
 from serve.gateway.source import RouteSource
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -37,22 +38,26 @@ def control_app(source: RouteSource, lifespan: Lifespan, management: Management 
 
     @app.get("/readyz", response_model=Ready, responses=errors(503))
     async def readyz() -> Response:
-        """The engine is ready too, so that requests can be answered."""
+        """One engine of each base is ready too, so that requests can be answered."""
         if source.engine_ready:
             return _json({"status": "ready", "revision": source.table.revision})
-        engine = source.table.engine
-        state = "has not been started yet" if engine is None else f"is not ready (state: {engine.state})"
-        raise EngineUnavailable(f"the engine {state}", "try again shortly")
+        raise EngineUnavailable(source.lacking, "try again shortly")
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 403))
+    @app.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 403, 429, 503))
     def metrics() -> Response:
         """Prometheus' text format; a plain function, as writing thousands of lines would hold up streams."""
         return Response(source.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    @app.get("/api/status", response_model=dict[str, Any], responses=errors(401, 403))
+    @app.get(
+        "/api/status",
+        response_model=dict[str, Any],
+        responses=errors(401, 403, 429, 503),
+        dependencies=[require("admin")],
+    )
     async def status() -> Response:
         """Routes, versions and the engine's state, as the gateway sees them now."""
-        return _json({**source.table.status, "engine_ready": source.engine_ready})
+        pools = source.engines.status()
+        return _json({**source.table.status, "engine_ready": source.engine_ready, "pools": pools})
 
     @app.exception_handler(TenonError)
     async def named(_: Request, error: TenonError) -> Response:

@@ -9,6 +9,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve.gateway.refusal import NO_HTTP, with_id
+
 MAX_HEAD = 64 * 2**10
 """Longest head of a request, in bytes: its first line and all headers."""
 HEAD_SECONDS = 20.0
@@ -79,7 +81,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, unless it has been refused already."""
         if not self._refused:
-            super().send_400_response(msg)
+            self.transport.write(with_id(NO_HTTP))
+            self.transport.close()
 
     def _drop(self, count: int) -> None:
         self._dropped += count
@@ -89,7 +92,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         """Say so, and read on for a while: closing at once would reset the connection before that arrives."""
         self._refused = True
-        self.transport.write(TOO_LARGE)
+        self.transport.write(with_id(TOO_LARGE))
         self._head_is_here()
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 

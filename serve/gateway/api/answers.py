@@ -70,10 +70,11 @@ WHY = {
     409: "The present state does not allow it.",
     413: "The body is too long.",
     415: "The body is not declared as JSON.",
+    429: "The key's limits are used up; try again after `retry-after` seconds.",
     503: "Something that must run does not answer; try again after `retry-after` seconds.",
 }
 RETRY = {"retry-after": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
-ALWAYS = (400, 401, 403, 503)
+ALWAYS = (400, 401, 403, 429, 503)
 WITH_BODY = (408, 413, 415)
 
 Responses = dict[int | str, dict[str, Any]]
@@ -84,7 +85,7 @@ def errors(*statuses: int) -> Responses:
     found: Responses = {}
     for status in statuses:
         found[status] = {"model": ErrorAnswer, "description": WHY[status]}
-        if status == 503:
+        if status in (429, 503):
             found[status]["headers"] = RETRY
     return found
 

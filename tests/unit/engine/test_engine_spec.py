@@ -36,6 +36,26 @@ def test_the_command_line_says_what_the_spec_says():
     assert "--enable-lora" in argv
 
 
+@pytest.mark.parametrize(
+    ("changes", "running"),
+    [
+        ({}, 128),
+        ({"device": "cuda"}, 256),
+        ({"max_num_seqs": 9}, 9),
+        ({"max_num_seqs": 9, "extra_args": ("--max-num-seqs", "32")}, 32),
+        ({"extra_args": ("--max_num_seqs=48",)}, 48),
+        ({"extra_args": ("--max-num-seqs", "many")}, 128),
+    ],
+)
+def test_what_runs_at_once_is_known_from_the_command_line(changes, running):
+    limits = spec(max_loras=3, **changes).limits
+    assert (limits.max_loras, limits.max_cpu_loras, limits.max_num_seqs) == (3, 16, running)
+    argv = spec(**changes).argv()
+    assert ("--max-num-seqs" in argv) == (
+        running in (9, 32) or "--max-num-seqs" in changes.get("extra_args", ())
+    )
+
+
 def test_the_engine_listens_on_this_machine_only():
     assert value(spec().argv(port=1), "--host") == "127.0.0.1"
 
@@ -172,3 +192,34 @@ def test_all_bad_limits_are_named_at_once():
 
 def test_the_installed_device_is_one_we_know():
     assert installed_device() in ("cpu", "cuda")
+
+
+TRACES = "http://collector:4318/v1/traces"
+
+
+def test_the_engine_sends_its_spans_where_ours_go():
+    traced = spec(otlp_endpoint=TRACES)
+    assert value(traced.argv(), "--otlp-traces-endpoint") == TRACES
+    environment = traced.environment({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"})
+    assert environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert environment["OTEL_SERVICE_NAME"] == "tenon-engine"
+    assert traced.environment({"OTEL_SERVICE_NAME": "mine"})["OTEL_SERVICE_NAME"] == "mine"
+
+
+def test_without_a_collector_the_engine_traces_nothing():
+    assert "--otlp-traces-endpoint" not in spec().argv()
+    assert not any(name.startswith("OTEL_") for name in spec().environment({}))
+
+
+def test_a_collector_of_the_users_own_is_left_to_vllm():
+    traced = spec(otlp_endpoint=TRACES, extra_args=("--otlp_traces_endpoint=grpc://mine:4317",))
+    assert "--otlp-traces-endpoint" not in traced.argv()
+    assert not any(name.startswith("OTEL_") for name in traced.environment({}))
+
+
+def test_the_engine_logs_neither_prompts_nor_answers():
+    argv = spec(otlp_endpoint=TRACES).argv()
+    assert not any("log-request" in part or "log-output" in part for part in argv)
+    assert "VLLM_DEBUG_LOG_API_SERVER_RESPONSE" not in spec().environment(
+        {"VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "true"}
+    )

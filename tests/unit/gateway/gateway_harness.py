@@ -17,6 +17,7 @@ from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
 from serve.gateway.api.management import Management
 from serve.gateway.app import Gateway
+from serve.gateway.counters import Counters
 from serve.gateway.server import GatewayServer, listen
 from serve.gateway.source import RouteSource
 from serve.records import write_json
@@ -56,6 +57,7 @@ class Bench:
     engine: FakeEngine
     source: RouteSource
     server: GatewayServer
+    gateway: Gateway
     client: openai.AsyncOpenAI
     http: aiohttp.ClientSession
     base: BaseIdentity = field(default_factory=small_base)
@@ -116,21 +118,23 @@ Manage = Callable[[Registry, RouteSource], Management]
 
 
 @asynccontextmanager
-async def running_bench(home: Path, manage: Manage | None = None) -> AsyncIterator[Bench]:
+async def running_bench(
+    home: Path, counters: Counters | None = None, manage: Manage | None = None
+) -> AsyncIterator[Bench]:
     """A gateway that serves ``base`` and nothing else yet."""
     (home / "run").mkdir(parents=True)
     registry = Registry.open(home)
     source = RouteSource(registry, home / "run" / "engine.json")
     sock = listen("127.0.0.1", 0)
     management = manage(registry, source) if manage is not None else None
-    gateway = Gateway(source, management=management)
+    gateway = Gateway(source, counters=counters, management=management)
     server = GatewayServer(gateway, sock, home / "run" / "gateway.json")
     async with (
         FakeEngine() as engine,
         openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
         aiohttp.ClientSession(server.url) as http,
     ):
-        bench = Bench(home, registry, engine, source, server, client, http)
+        bench = Bench(home, registry, engine, source, server, gateway, client, http)
         bench.tell_engine()
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         await until(lambda: server.started)

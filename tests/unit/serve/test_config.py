@@ -14,12 +14,14 @@ VALUES = {
     "home": "/srv/tenon",
     "model": "org/base",
     "database_url": "**********",
+    "redis_url": "**********",
     "prices": "/etc/prices.yaml",
     "host": "0.0.0.0",
     "port": "9000",
     "engine_url": "http://127.0.0.1:8000",
     "max_loras": "8",
     "max_cpu_loras": "32",
+    "max_num_seqs": "64",
     "max_lora_rank": "128",
     "max_adapter_mib": "512",
     "adapter_timeout": "60",
@@ -32,7 +34,10 @@ VALUES = {
     "unknown_fields": "drop",
     "presets": "/srv/presets.yaml",
     "api_adapter_folder": "/srv/adapters",
+    "open_metrics": "True",
     "log_level": "debug",
+    "log_format": "json",
+    "otlp_endpoint": "http://collector:4318",
 }
 DATABASE = "postgresql://me:s3cret@db/tenon"
 
@@ -52,7 +57,7 @@ def environment() -> Iterator[None]:
 def test_every_setting_can_come_from_the_environment() -> None:
     assert VALUES.keys() == Settings.model_fields.keys()
     os.environ.update({f"TENON_{name.upper()}": value for name, value in VALUES.items()})
-    os.environ["TENON_DATABASE_URL"] = DATABASE
+    os.environ.update(TENON_DATABASE_URL=DATABASE, TENON_REDIS_URL="redis://:s3cret@cache")
     settings = Settings.read()
     assert {name: str(getattr(settings, name)) for name in VALUES} == {
         **VALUES,

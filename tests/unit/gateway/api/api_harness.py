@@ -1,4 +1,4 @@
-"""The management API of a real gateway, with keys that are read from the registry."""
+"""The management API of a real gateway, with its own keys."""
 
 import io
 from collections.abc import AsyncIterator, Mapping
@@ -7,59 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import Request
 from gateway_harness import Bench, running_bench
 
 from serve.config import Settings
-from serve.errors import Forbidden, TenonError
-from serve.gateway.api.access import Anybody, Caller
 from serve.gateway.api.management import Management
+from serve.gateway.auth import Keyring
+from serve.gateway.require import authorise
 from serve.gateway.source import RouteSource
-from serve.names import VERSION
-from serve.registry import ApiKey, Registry, Rights, hash_of
-from serve.registry.keys import Scope
+from serve.registry import Registry, Rights, hash_of
 
 OPERATOR = "tn-operator"
-GRANTED = {"inference": {"inference"}, "adapters": {"adapters", "admin"}, "admin": {"admin"}}
-
-
-class NoKey(TenonError):
-    """No key was sent, or none that is valid."""
-
-    status = 401
-    code = "invalid_api_key"
-    type = "invalid_request_error"
-
-
-@dataclass
-class KeyHolder:
-    """A caller by the key that it sent."""
-
-    key: ApiKey | None
-
-    def allows(self, name: str) -> bool:
-        names = self.key.rights.adapters if self.key is not None else None
-        version = VERSION.fullmatch(name)
-        return names is None or name in names or (version is not None and version["name"] in names)
-
-
-class Keyed:
-    """Asks the registry with each request; open as long as there are no keys."""
-
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-
-    def __call__(self, request: Request, wanted: Scope) -> Caller:
-        keys = self.registry.keys()
-        secret = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not keys or secret == OPERATOR:
-            return Anybody()
-        key = next((key for key in keys if key.hash == hash_of(secret)), None)
-        if key is None:
-            raise NoKey("no API key", "send one")
-        if not GRANTED[wanted] & set(key.rights.scopes):
-            raise Forbidden(f"the API key lacks the scope {wanted}")
-        return KeyHolder(key)
 
 
 @dataclass
@@ -88,6 +45,7 @@ class Api:
     bench: Bench
     management: Management
     secret: str = ""
+    broken: bool = False  # the registry, which nobody can follow then
 
     @property
     def registry(self) -> Registry:
@@ -95,6 +53,8 @@ class Api:
 
     async def ask(self, method: str, path: str, body: Any = None, secret: str | None = None) -> Answer:
         """Send a request and check that every error has its shape."""
+        if not self.broken:
+            await self.bench.follow()
         secret = secret if secret is not None else self.secret
         headers = {"authorization": f"Bearer {secret}"} if secret else {}
         sent: dict[str, Any] = {} if body is None else {"json": body}
@@ -119,9 +79,10 @@ async def running_api(home: Path, base: str, **settings: Any) -> AsyncIterator[A
     made: list[Management] = []
 
     def manage(registry: Registry, source: RouteSource) -> Management:
+        source.keys = Keyring(registry, operator=hash_of(OPERATOR))
         chosen = Settings.read(home=home, model=base, **settings)
-        made.append(Management(registry, chosen, source, authorise=Keyed(registry)))
+        made.append(Management(registry, chosen, source, authorise=authorise))
         return made[0]
 
-    async with running_bench(home, manage) as bench:
+    async with running_bench(home, manage=manage) as bench:
         yield Api(bench, made[0])

@@ -147,6 +147,7 @@ async def test_a_version_that_is_needed_stays(api: Api) -> None:
 
 
 async def test_a_registry_that_is_broken_is_unavailable(api: Api) -> None:
+    api.broken = True
     api.registry.close()
     for path in api.bench.home.glob("registry.db*"):
         path.write_bytes(b"garbage" * 1000)
