@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.processes import end, ending, recorded, spawn
-from serve.config import PREFIX, SECRETS, Settings
+from serve.config import PREFIX, Settings
 from serve.engine.spec import EngineLimits, EngineSpec
 from serve.engine.supervisor import Supervisor
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
@@ -139,7 +139,7 @@ class GatewayKeeper:
 
 def secrets_in(settings: Settings) -> dict[str, str]:
     """The variables with the secrets of this stack, empty where it has none."""
-    values = {name: getattr(settings, name) for name in SECRETS}
+    values = {"database_url": settings.database_url, "redis_url": settings.redis_url}
     return {
         f"{PREFIX}{name.upper()}": value.get_secret_value() if value is not None else ""
         for name, value in values.items()
