@@ -10,6 +10,7 @@ changed.
 import asyncio
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -115,15 +116,21 @@ class Reconciliation:
 
 
 async def reconcile(
-    registry: Registry, client: EngineClient, engine_id: str, base: Base, memory: Memory | None = None
+    registry: Registry,
+    client: EngineClient,
+    engine_id: str,
+    base: Base,
+    memory: Memory | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Reconciliation:
     """Make one pass; ``base.name`` is the name that the engine serves its base under.
 
-    Raises :class:`~serve.errors.EngineUnavailable` when the engine stops answering and
-    :class:`~serve.errors.StorageError` when the registry cannot be read; what was done until then is
-    recorded, and a later pass goes on from there.
+    A version of another base is failed, but for those whose base's digest is among ``elsewhere``. Raises
+    :class:`~serve.errors.EngineUnavailable` when the engine stops answering and
+    :class:`~serve.errors.StorageError` when the registry cannot be read; what was done until then is recorded, and
+    a later pass goes on from there.
     """
-    work = _Pass(registry, client, engine_id, base, memory if memory is not None else Memory())
+    work = _Pass(registry, client, engine_id, base, memory if memory is not None else Memory(), elsewhere)
     await work.observe()
     await work.load_missing()
     await work.unload_unwanted()
@@ -134,10 +141,16 @@ class _Pass:
     """One pass: ``states`` are the engine's rows in the registry as they should be now."""
 
     def __init__(
-        self, registry: Registry, client: EngineClient, engine_id: str, base: Base, memory: Memory
+        self,
+        registry: Registry,
+        client: EngineClient,
+        engine_id: str,
+        base: Base,
+        memory: Memory,
+        elsewhere: Collection[str],
     ) -> None:
         self.registry, self.client, self.engine_id = registry, client, engine_id
-        self.base, self.memory = base, memory
+        self.base, self.memory, self.elsewhere = base, memory, elsewhere
         self.result = Reconciliation()
         self.states: dict[str, tuple[str, str]] = {}
 
@@ -151,7 +164,7 @@ class _Pass:
         for engine_name, version in self.desired.items():
             self.states[str(version.ref)] = self._state(engine_name, rows.get(str(version.ref)))
         for version in versions:
-            if version.base_digest != self.base.digest:
+            if version.base_digest != self.base.digest and version.base_digest not in self.elsewhere:
                 reason = (
                     f"it was made for another base ({version.base_name}) than the engine's ({self.base.name})"
                 )

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from serve.engine.client import EngineClient, ModelCard
 from serve.engine.process import EngineProcess, EngineRecord
 from serve.engine.reconcile import Memory, reconcile
 from serve.engine.spec import EngineLimits, EngineSpec
-from serve.engine.state import EngineState, StateFile
+from serve.engine.state import FIRST, EngineState, StateFile
 from serve.engine.trouble import Troubles
 from serve.errors import (
     ConfigError,
@@ -70,7 +70,8 @@ class Supervisor:
 
     ``base`` is the base that the adapters must be made for, ``state_file`` usually ``run/engine.json`` and
     ``log_file`` ``logs/engine.log`` under the home; ``limits`` are those of an attached
-    engine. Raises :class:`ConfigError` unless one of the two is
+    engine. ``engine_id`` is its name in the registry; ``elsewhere`` are the digests of bases that other engines
+    serve, whose adapters are no business of this one. Raises :class:`ConfigError` unless one of the two is
     given.
     """
 
@@ -85,7 +86,8 @@ class Supervisor:
         engine_url: str | None = None,
         limits: EngineLimits | None = None,
         start_timeout: float = 600.0,
-        engine_id: str = "engine",
+        engine_id: str = FIRST,
+        elsewhere: Collection[str] = (),
     ) -> None:
         if (spec is None) == (engine_url is None):
             raise ConfigError(
@@ -100,9 +102,10 @@ class Supervisor:
         self._troubles = Troubles()
         self._file = StateFile(
             state_file,
-            EngineState(attached=spec is None, url=engine_url, base_name=base.name),
+            EngineState(attached=spec is None, url=engine_url, base_name=base.name, base_digest=base.digest),
             self._troubles,
         )
+        self._elsewhere = frozenset(elsewhere) - {base.digest}
         self._memory = Memory(exclusive=spec is not None)
         self._process: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
@@ -244,7 +247,9 @@ class Supervisor:
 
     async def _reconcile(self, client: EngineClient) -> None:
         try:
-            result = await reconcile(self.registry, client, self.engine_id, self._served, self._memory)
+            result = await reconcile(
+                self.registry, client, self.engine_id, self._served, self._memory, self._elsewhere
+            )
         except EngineUnavailable as error:
             log.warning("reconciling stopped: %s", error)  # whether the engine is gone, the next look decides
             return

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from serve.engine.state import record_files
 from serve.errors import StorageError
 from serve.gateway.auth import Keyring
 from serve.gateway.build import build_table
 from serve.gateway.engines import Engines
 from serve.gateway.metrics import Metrics
-from serve.gateway.routes import EMPTY, FIRST, EngineView, RouteTable
+from serve.gateway.routes import EMPTY, EngineView, RouteTable
 from serve.records import read_json
 from serve.registry import Registry
 
@@ -25,14 +26,12 @@ logger = logging.getLogger(__name__)
 
 INTERVAL = 0.1
 """Seconds between two looks."""
-FOLDER = "engines"
-"""Where, beside ``engine.json``, the records of further engines lie, each named as its engine."""
 
 
 class RouteSource:
     """Owns the current :class:`RouteTable` (``table``), the engines and the ``keys``; ``running`` keeps them fresh.
 
-    ``engine_file`` is the record of the first engine; those of others lie in a folder beside it.
+    ``engine_file`` is the record of the first engine, ``run/engine.json``; those of others lie beside it.
     """
 
     def __init__(self, registry: Registry, engine_file: Path, keys: Keyring | None = None) -> None:
@@ -41,7 +40,7 @@ class RouteSource:
         self.metrics = Metrics(lambda: self.engine_ready)
         self.engines = Engines(self.metrics)
         self._registry = registry
-        self._engine_file = engine_file
+        self._state = engine_file.parent
         self._views: dict[str, EngineView] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
         self._broken = False
@@ -117,10 +116,7 @@ class RouteSource:
 
     def _read_engines(self) -> None:
         """Read the records that have changed; the first engine comes first, the others by name."""
-        files = {FIRST: self._engine_file}
-        with contextlib.suppress(OSError):
-            others = sorted((self._engine_file.parent / FOLDER).glob("*.json"))
-            files |= {path.stem: path for path in others if not path.name.startswith(".")}
+        files = record_files(self._state)
         found = {name: view for name, path in files.items() if (view := self._read_engine(name, path))}
         if found != self._views:
             self._views = found
