@@ -20,9 +20,15 @@ from pathlib import Path
 
 from deploy.fleet import PlannedEngine, planned
 from deploy.processes import end, ending, recorded, spawn
+<<<<<<< HEAD
 from serve.config import PREFIX, SECRETS, Settings
 from serve.engine.process import end_recorded
 from serve.engine.state import record_files
+=======
+from serve.config import PREFIX, Settings
+from serve.engine.spec import EngineLimits, EngineSpec
+from serve.engine.supervisor import Supervisor
+>>>>>>> s3-K
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
 from serve.logs import logging_to_stderr
 from serve.records import ProcessIdentity, read_json, write_json
@@ -130,7 +136,7 @@ class GatewayKeeper:
 
 def secrets_in(settings: Settings) -> dict[str, str]:
     """The variables with the secrets of this stack, empty where it has none."""
-    values = {name: getattr(settings, name) for name in SECRETS}
+    values = {"database_url": settings.database_url, "redis_url": settings.redis_url}
     return {
         f"{PREFIX}{name.upper()}": value.get_secret_value() if value is not None else ""
         for name, value in values.items()

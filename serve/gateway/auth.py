@@ -96,6 +96,11 @@ class KeyTable:
         keys = registry.keys(revoked=True)
         return cls(revision, {key.hash: _caller(key) for key in keys if key.revoked_at is None}, bool(keys))
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all keys that were not revoked."""
+        return {caller.key.name for caller in self.callers.values() if caller.key is not None}
+
     def find(self, secret: bytes, at: datetime) -> Caller | None:
         """Whom a secret belongs to, if it is one and its key is active."""
         if len(secret) > LONGEST_SECRET:
@@ -129,10 +134,12 @@ class Keyring:
         self._operator = operator
         self._registry = registry
 
-    def look(self, revision: int) -> None:
-        """Read the keys again if the registry's revision has moved; blocks, and raises StorageError."""
-        if revision != self.table.revision:
-            self.table = KeyTable.read(self._registry, revision)
+    def look(self, revision: int) -> bool:
+        """Read the keys again if the registry's revision has moved, and say so; blocks, raises StorageError."""
+        if revision == self.table.revision:
+            return False
+        self.table = KeyTable.read(self._registry, revision)
+        return True
 
     @property
     def open(self) -> bool:

@@ -44,14 +44,14 @@ class Books:
 
     def book(
         self, caller: Caller, route: Route, tally: Tally, seconds: float, outcome: str, size: int
-    ) -> None:
+    ) -> Use:
         """Count a request that has ended with an outcome of the metrics; ``size`` is its body's, in bytes.
 
         Counted are requests that were answered in full or in part, and those whose client left. An answer that was
         broken off lacks the engine's account: its prompt, which was computed, is then taken by its size.
         """
         if outcome not in ANSWERED and not tally.completion_tokens:
-            return
+            return Use()
         prompt = tally.prompt_tokens
         if not tally.known and tally.completion_tokens:
             prompt = size // BYTES_PER_TOKEN
@@ -61,3 +61,4 @@ class Books:
         self.ledger.add(caller.key_id, adapter, version, use)
         price = self._prices.of(adapter)
         route.meters.cost.inc(price.cost(use.prompt_tokens, use.completion_tokens, seconds))
+        return use

@@ -21,6 +21,8 @@ from prometheus_client import (
 
 OUTCOMES = ("ok", "rejected", "unavailable", "failed", "disconnected")
 OTHER = "other"
+MAX_KEYS = 100
+NO_KEY, OTHER_KEYS = "(none)", "(other)"  # which no key can be called
 MAX_ADAPTERS = 100
 
 # OpenTelemetry's GenAI buckets; the durations go on beyond their 82 s, the first tokens beyond their 10 s.
@@ -194,6 +196,10 @@ class Metrics:
         )
         up = Gauge("tenon_engine_up", "1 while every base has an engine that is ready", registry=registry)
         up.set_function(lambda: float(engine_up()))
+        self.key_tokens = Counter(
+            "tenon_key_tokens", "Tokens of prompts and answers, by API key", ("key",), registry=registry
+        )
+        self._keys: dict[str, Counter] = {}
         self._meters: dict[tuple[str, str], Meters] = {}
         self._engines: dict[str, EngineMeters] = {}
         self._folded: set[str] = set()
@@ -225,6 +231,22 @@ class Metrics:
             del self._engines[gone]
             for metric in (self.waited, self.ejections, self.retries):
                 metric.remove(gone)
+
+    def key(self, name: str | None) -> Counter:
+        """The tokens of an API key by its name (None: requests without one); beyond ``MAX_KEYS``, of the others."""
+        label = NO_KEY if name is None else name
+        found = self._keys.get(label)
+        if found is not None:
+            return found
+        if len(self._keys) >= MAX_KEYS:
+            return self.key_tokens.labels(OTHER_KEYS)
+        return self._keys.setdefault(label, self.key_tokens.labels(label))
+
+    def keep_keys(self, names: Iterable[str]) -> None:
+        """Drop the series of every API key that is not among these."""
+        for gone in self._keys.keys() - {NO_KEY, *names}:
+            del self._keys[gone]
+            self.key_tokens.remove(gone)
 
     def keep(self, versions: Iterable[tuple[str, str]]) -> None:
         """Drop the series of every version, and then adapter, that is not among these."""

@@ -18,7 +18,7 @@ from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_bo
 from serve.gateway.auth import Caller, caller_of
 from serve.gateway.balance.cost import estimate_tokens
 from serve.gateway.balance.side import HEADER, conversation_key
-from serve.gateway.books import Books
+from serve.gateway.books import Books, Tally
 from serve.gateway.call import note_outcome, note_route
 from serve.gateway.courier import Courier
 from serve.gateway.endpoints import INFO, RESPONSES, Endpoint
@@ -173,12 +173,19 @@ class DataPlane:
             outcome = "ok"
         exchange.route.meters.outcomes[outcome].inc()
         note_outcome(outcome)
-        size = len(exchange.payload or b"")
-        self._books.book(exchange.caller, exchange.route, relay.tally, courier.engine_seconds, outcome, size)
-        if exchange.turn is not None:
-            exchange.turn.settle(relay.tally, outcome)
+        self._account(exchange, courier, relay.tally, outcome)
         if courier.reply is not None:
             await _let_go(courier.reply, whole=outcome == "ok")
+
+    def _account(self, exchange: Exchange, courier: Courier, tally: Tally, outcome: str) -> None:
+        """Count what a request took; one that waited for an engine in vain took nothing."""
+        size, seconds = len(exchange.payload or b""), courier.engine_seconds
+        if courier.engine:
+            caller, key = exchange.caller, exchange.caller.key
+            use = self._books.book(caller, exchange.route, tally, seconds, outcome, size)
+            self._source.metrics.key(key.name if key is not None else None).inc(use.tokens)
+        if exchange.turn is not None:
+            exchange.turn.settle(tally, outcome if courier.engine else "unavailable")
 
 
 def _resolve(table: RouteTable, model: str | None, caller: Caller, conversation: str = "") -> Route:

@@ -9,12 +9,20 @@ from serve.gateway.auth import Caller, caller_of
 from serve.registry.keys import Scope
 
 
+def authorise(request: FastAPIRequest, wanted: Scope) -> Caller:
+    """Whoever sent a request, if they have the scope; else raises MissingScope.
+
+    That they have a valid key was seen before the request came to any route.
+    """
+    caller = caller_of(request.scope)
+    caller.require(wanted)
+    return caller
+
+
 def require(wanted: Scope) -> Any:
     """A dependency that refuses callers without a scope, and gives the :class:`Caller` to whoever wants it."""
 
     def required(request: FastAPIRequest) -> Caller:
-        caller = caller_of(request.scope)
-        caller.require(wanted)
-        return caller
+        return authorise(request, wanted)
 
     return Depends(required)

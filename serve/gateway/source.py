@@ -96,7 +96,8 @@ class RouteSource:
         table = self.table
         try:
             revision = self._registry.revision()
-            self.keys.look(revision)
+            if self.keys.look(revision):
+                self.metrics.keep_keys(self.keys.table.names)
             if revision != table.revision or self._views != table.engines:
                 table = build_table(self._registry, dict(self._views), self.metrics)
         except StorageError as error:

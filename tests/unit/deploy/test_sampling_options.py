@@ -73,6 +73,9 @@ def test_a_gateway_that_is_started_again_has_the_rules_of_the_stack(
 def test_the_gateway_is_told_secrets_and_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = {"redis_url": "redis://:s3cret@cache/1", "database_url": "postgresql://me:s3cret@db/tenon"}
     settings = Settings.read(home=tmp_path, prices=tmp_path / "prices.yaml", open_metrics=True, **urls)
+    traced = Settings.read(home=tmp_path, otlp_endpoint="http://127.0.0.1:4318")
+    assert "4318" in str(rules_in(traced))
+    assert "4318" not in str(secrets_in(traced))
     for name, value in {**rules_in(settings), **secrets_in(settings)}.items():
         monkeypatch.setenv(name, value)
     assert Settings.read(home=tmp_path) == settings

@@ -11,7 +11,10 @@ from gateway_harness import MESSAGES, Bench, until
 
 from serve.engine.fake import Fault
 from serve.errors import StorageError
+from serve.gateway.balance.flow import Limits
+from serve.gateway.balance.member import EngineInfo
 from serve.gateway.ledger import Ledger, Row, Use
+from serve.gateway.metrics import MAX_KEYS, Metrics
 from serve.prices import Price, Prices
 from serve.registry import Registry, Rights, UsageSum
 from serve.registry.usage import today
@@ -181,6 +184,57 @@ class Unreliable:
         if self.broken:
             raise StorageError("the disk is gone")
         return self.registry.usage(**options)
+
+
+async def test_who_waited_in_vain_took_nothing(bench: Bench) -> None:
+    info = EngineInfo("engine", frozenset(), Limits(1, running=1))
+    bench.source.engines.pool("base").update([info])
+    secret = await key_of(bench, tokens_per_minute=1000)
+    bench.source.engines.pool("base").update([info])
+    bench.engine.faults = [Fault("slow_prefill", seconds=30)]
+    asking = [asyncio.create_task(ask(bench, secret, model="base", max_tokens=400)) for _ in range(2)]
+    pool = bench.source.engines.pool("base")
+    await until(lambda: pool.status()["engine"]["running"] == 1 and pool.status()["engine"]["waiting"] >= 1)
+    for task in asking:
+        task.cancel()
+    await asyncio.wait(asking)
+    await until(lambda: pool.status()["engine"]["running"] == pool.status()["engine"]["waiting"] == 0)
+    await until(lambda: not bench.gateway._limiter.at_once)
+    assert sum(one.requests for one in counted(bench).values()) == len(bench.engine.bodies) == 1
+    bench.engine.faults = []
+    headers = {"authorization": f"Bearer {secret}"}
+    async with bench.http.get("/v1/models", headers=headers) as reply:
+        assert 500 < int(reply.headers["x-ratelimit-remaining-tokens"]) < 600, "one of two gave its 400 back"
+
+
+async def test_tokens_by_key_and_the_end_of_a_series(bench: Bench) -> None:
+    await bench.deploy()
+    await bench.post(BODY)
+    secrets = [await key_of(bench, name) for name in ("a", "b")]
+    for secret in secrets:
+        await ask(bench, secret)
+    samples = await metrics(bench, secrets)
+    tokens = samples['tenon_key_tokens_total{key="a"}']
+    assert (
+        tokens
+        == samples['tenon_key_tokens_total{key="b"}']
+        == samples['tenon_key_tokens_total{key="(none)"}']
+    )
+    assert tokens == 3 + 5
+    bench.registry.revoke_key("a")
+    await bench.follow()
+    samples = await bench.metrics()
+    assert 'tenon_key_tokens_total{key="a"}' not in samples
+    assert 'tenon_key_tokens_total{key="b"}' in samples
+
+
+def test_too_many_keys_are_folded() -> None:
+    found = Metrics(lambda: True)
+    for number in range(2 * MAX_KEYS):
+        found.key(f"k{number}").inc()
+    text = found.text().decode()
+    assert text.count("\ntenon_key_tokens_total{") == MAX_KEYS + 1
+    assert 'tenon_key_tokens_total{key="(other)"} 100.0' in text
 
 
 def test_what_cannot_be_written_is_kept(tmp_path: Path) -> None:
