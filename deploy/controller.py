@@ -20,15 +20,9 @@ from pathlib import Path
 
 from deploy.fleet import PlannedEngine, planned
 from deploy.processes import end, ending, recorded, spawn
-<<<<<<< HEAD
-from serve.config import PREFIX, SECRETS, Settings
+from serve.config import PREFIX, Settings
 from serve.engine.process import end_recorded
 from serve.engine.state import record_files
-=======
-from serve.config import PREFIX, Settings
-from serve.engine.spec import EngineLimits, EngineSpec
-from serve.engine.supervisor import Supervisor
->>>>>>> s3-K
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
 from serve.logs import logging_to_stderr
 from serve.records import ProcessIdentity, read_json, write_json
@@ -47,6 +41,13 @@ GATEWAY_RULES = (
     "log_level",
     "log_format",
     "otlp_endpoint",
+    # What its management API needs.
+    "model",
+    "max_lora_rank",
+    "max_adapter_mib",
+    "adapter_timeout",
+    "allow_private_sources",
+    "api_adapter_folder",
 )
 TICK = 0.2  # seconds between two looks at the gateway
 GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end

@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     allow_private_sources: bool = Field(
         False, description="fetch adapters from http(s) hosts in private networks and on this machine too"
     )
+    api_adapter_folder: Path | None = Field(
+        None,
+        description="folder below which the management API may register adapters from this machine's disk",
+    )
     max_model_len: int | None = Field(None, ge=16, description="longest prompt plus answer, in tokens")
     engine_args: str = Field(
         "", description="further arguments for the vLLM server, as a shell would split them"
@@ -193,6 +197,11 @@ class Settings(BaseSettings):
         if unknown := [kind for kind in kinds if kind not in MEDIA]:
             raise ValueError(f"{', '.join(unknown)}: none of {', '.join(MEDIA)}")
         return ",".join(kinds)
+
+    @field_validator("api_adapter_folder")
+    @classmethod
+    def _adapter_folder_is_absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None and str(value) != "." else None
 
     @field_validator("presets")
     @classmethod

@@ -22,14 +22,14 @@ class ClientGone(Exception):
     """The client hung up; there is nobody to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes | bytearray:
-    """Read the whole JSON body of a request.
+async def read_body(scope: Scope, receive: Receive, most: int = MAX_BODY) -> bytes | bytearray:
+    """Read the whole JSON body of a request, which may have ``most`` bytes.
 
     Raises UnsupportedContent, RequestTooLarge, RequestTimeout, BadRequest (two lengths) or ClientGone.
     """
     for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > MAX_BODY:
-            raise _too_large()
+        if name == b"content-length" and int(value) > most:
+            raise _too_large(most)
         if name == b"content-type" and value.partition(b";")[0].strip().lower() != b"application/json":
             raise UnsupportedContent(
                 f"the body is declared as {value.decode('latin-1')!r}",
@@ -42,20 +42,20 @@ async def read_body(scope: Scope, receive: Receive) -> bytes | bytearray:
             message = await receive()
             if not message.get("more_body"):
                 return _part(message)
-            return await _read_rest(_part(message), receive)
+            return await _read_rest(_part(message), receive, most)
     except TimeoutError:
         raise RequestTimeout(
             f"the body took longer than {BODY_SECONDS:.0f} s to arrive", "send it faster"
         ) from None
 
 
-async def _read_rest(first: bytes, receive: Receive) -> bytearray:
+async def _read_rest(first: bytes, receive: Receive, most: int) -> bytearray:
     body = bytearray(first)
     while True:
         message = await receive()
         body += _part(message)
-        if len(body) > MAX_BODY:
-            raise _too_large()
+        if len(body) > most:
+            raise _too_large(most)
         if not message.get("more_body"):
             return body
 
@@ -67,8 +67,8 @@ def _part(message: Message) -> bytes:
     return part
 
 
-def _too_large() -> BadRequest:
-    return RequestTooLarge(f"the body is longer than {MAX_BODY >> 20} MiB", "send less in one request")
+def _too_large(most: int) -> BadRequest:
+    return RequestTooLarge(f"the body is longer than {most >> 20} MiB", "send less in one request")
 
 
 async def send_json(

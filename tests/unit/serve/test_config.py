@@ -35,6 +35,7 @@ VALUES = {
     "media": "image,audio",
     "unknown_fields": "drop",
     "presets": "/srv/presets.yaml",
+    "api_adapter_folder": "/srv/adapters",
     "open_metrics": "True",
     "log_level": "debug",
     "log_format": "json",
