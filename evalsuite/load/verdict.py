@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-
 WIDTH = 140
 """Columns that a table may take where there is no terminal to say."""
 
