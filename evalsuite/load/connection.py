@@ -74,10 +74,11 @@ class Connection(asyncio.Protocol):
     @classmethod
     async def open(cls, url: str, tally: Tally | None = None) -> "Connection":
         """Connect to the host and port of ``url``; raises Broken."""
-        where = urlsplit(url)
-        loop = asyncio.get_running_loop()
+        where, loop = urlsplit(url), asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(lambda: cls(tally), where.hostname, where.port)
+            _, connection = await loop.create_connection(
+                lambda: cls(tally), where.hostname or "127.0.0.1", where.port or 80
+            )
         except OSError as error:
             raise Broken(f"cannot connect: {error}") from error
         return connection
