@@ -5,9 +5,12 @@ it has been refused is read and dropped, so that it sees the refusal, but only u
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from serve.gateway.asgi import Message
 
 MAX_HEAD = 64 * 2**10
 """Longest head of a request, in bytes: its first line and all headers."""
@@ -22,6 +25,35 @@ TOO_LARGE = (
 )
 
 
+class Incoming:
+    """The ``receive`` of one request, which also tells of a hang-up without a task that waits for it."""
+
+    __slots__ = ("_cycle", "_gone", "_receive")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._receive: Callable[[], Awaitable[Any]] = cycle.receive
+        self._gone: Callable[[], None] | None = None
+
+    def __call__(self) -> Awaitable[Message]:
+        """The next message, as ASGI has it."""
+        return self._receive()
+
+    def when_gone(self, gone: Callable[[], None] | None) -> None:
+        """Have ``gone`` called once when the client hangs up, soon if it did already; None takes that back."""
+        self._gone = gone
+        if gone is not None:
+            self._cycle.flow.resume_reading()  # a hang-up is seen by reading, which a large body has paused
+            if self._cycle.disconnected:
+                asyncio.get_running_loop().call_soon(self.lost)
+
+    def lost(self) -> None:
+        """The connection is lost."""
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone()
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """One connection of a client."""
 
@@ -32,6 +64,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._dropped = 0
         self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
+        self._incoming: Incoming | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; the first head must come soon."""
@@ -42,6 +75,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """End."""
         self._head_is_here()
         super().connection_lost(exc)
+        if self._incoming is not None:
+            self._incoming.lost()
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless the head grows too long."""
@@ -67,7 +102,11 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
             self._refuse()
             raise ValueError("the head is too long")  # ends the parser, which answers no more
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before and (before is None or before.response_complete):
+            self._incoming = Incoming(self.cycle)
+            self.cycle.receive = self._incoming  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body, or drop it when the request has been answered already."""
