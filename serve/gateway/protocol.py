@@ -19,6 +19,7 @@ LINGER_SECONDS = 2.0
 """How long a client that was refused may go on before the connection is closed."""
 MAX_DROPPED = 64 * 2**20
 """Bytes of a refused body that are read before the connection is cut."""
+CONTINUE = b"HTTP/1.1 100 "
 TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: 32\r\nconnection: close\r\n\r\nThe request's head is too large."
@@ -52,6 +53,46 @@ class Incoming:
         gone, self._gone = self._gone, None
         if gone is not None:
             gone()
+
+
+class Outgoing:
+    """What one answer is written to: its head goes out together with the first part of its body, in one write.
+
+    A head that no body follows at once goes out by itself before the event loop's next round.
+    """
+
+    __slots__ = ("_begun", "_held", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held = b""
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        """Write now, but for the head."""
+        if self._held:
+            self._transport.write(self._held + data)
+            self._held = b""
+        elif self._begun or data.startswith(CONTINUE):
+            self._transport.write(data)
+        else:
+            self._begun, self._held = True, data
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
+
+    def is_closing(self) -> bool:
+        """As of the connection."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close the connection, once all is written."""
+        self.flush()
+        self._transport.close()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -106,7 +147,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not before and (before is None or before.response_complete):
             self._incoming = Incoming(self.cycle)
-            self.cycle.receive = self._incoming  # type: ignore[method-assign]
+            self.cycle.receive = self._incoming  # type: ignore[method-assign, assignment]
+            self.cycle.transport = Outgoing(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body, or drop it when the request has been answered already."""
