@@ -18,7 +18,7 @@ BIN := .venv/bin
 TENON := $(BIN)/tenon
 STACK := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)')
 
-.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu bench-gateway bench-faults clean
+.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ format: setup ## Format the code
 
 bench-lora-cpu: setup ## Measure LoRA on a CPU, vLLM's stock code beside ours
 	@$(BIN)/python -m evalsuite.load.lora_cpu $(ARGS)
+
+check-lora-cpu: setup ## Compare the answers of vLLM's stock LoRA code on a CPU with those of ours
+	@$(BIN)/python -m evalsuite.load.lora_parity $(ARGS)
 
 bench-gateway: setup ## Measure what the gateway costs, beside other proxies (ARGS="--litellm PATH --vllm-router PATH")
 	@$(BIN)/python -m evalsuite.load.gateway $(ARGS)

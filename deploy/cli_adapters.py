@@ -11,6 +11,7 @@ from rich.text import Text
 
 from deploy.cli_stack import Json, Model, registry_of, settings_of
 from deploy.console import console, for_scripts, note, print_json, state_text, step
+from deploy.weights import shares_of, targets_text
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import identify_base
@@ -47,7 +48,8 @@ def list_versions(
         table.add_column(column)
     for row in rows:
         size, state = f"{row['bytes'] / 2**20:.1f}", state_text(row["state"])
-        names, verdict = ", ".join(row["aliases"]), row["verdict"] or ""
+        shares, verdict = row["shares"], row["verdict"] or ""
+        names = ", ".join(f"{name} ({shares[name]})" if name in shares else name for name in row["aliases"])
         table.add_row(
             row["version"], names, state, verdict, str(row["rank"]), size, row["base"], row["created"]
         )
@@ -79,11 +81,11 @@ def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
                 for record in registry.evaluations(found.ref)
             ],
             "history": [
-                f"{change.changed_at:%Y-%m-%d %H:%M} {change.alias} → {change.target}"
+                f"{change.changed_at:%Y-%m-%d %H:%M} {change.alias} → {targets_text(change)}"
                 + (" (forced)" if change.forced else "")
                 for name in sorted({alias.name for alias in registry.aliases()})
                 for change in registry.history(name)
-                if change.target == found.ref
+                if found.ref in change.refs
             ],
         }
     if as_json:
@@ -243,12 +245,13 @@ def _arrived(source: Source, home: Path, limits: Limits) -> Iterator[Fetched]:
 
 def summary(registry: Registry, version: Version) -> dict[str, Any]:
     """What a list says of a version."""
-    aliases = [alias.name for alias in registry.aliases() if alias.target.ref == version.ref]
+    aliases = [alias for alias in registry.aliases() if version.ref in alias.refs]
     states = [row.state for row in registry.loaded() if row.ref == version.ref]
     evaluations = registry.evaluations(version.ref)
     return {
         "version": str(version.ref),
-        "aliases": aliases,
+        "aliases": [alias.name for alias in aliases],
+        "shares": {alias.name: share for alias in aliases if (share := shares_of(alias).get(version.ref))},
         "state": states[0] if states else "registered",
         "verdict": evaluations[-1].verdict if evaluations else None,
         "rank": version.facts.rank,

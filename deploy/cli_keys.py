@@ -59,7 +59,7 @@ def create(
     console.print(new.secret, soft_wrap=True)
     console.print()
     note("clients send it as OPENAI_API_KEY, or in the header `Authorization: Bearer …`")
-    note("the gateway does not ask for keys yet: whoever reaches its port may use it", "yellow")
+    note("from its first key on, the gateway asks every request for one; no restart is needed")
 
 
 @app.command("list", epilog="Examples: tenon keys list · tenon keys list --all --json")

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from deploy import stack
-from deploy.console import console, print_json, state_text, step
+from deploy.console import console, note, print_json, state_text, step
 from deploy.controller import read_stack
 from deploy.status import Part, Status, processes
 from deploy.status import status as status_of
@@ -84,6 +84,8 @@ def up(
     with step("up") as current:
         now = stack.up(settings, current.say)
         current.result = f"{now.base} at {now.url}/v1"
+    if not asks_for_keys(settings):
+        note("no keys: loopback only; with the first `tenon keys create NAME` the gateway asks for them")
     if detach:
         console.print("Stop it with `tenon down`.")
         return
@@ -99,6 +101,12 @@ def up(
         raise NotUp(
             "the controller ended; engine and gateway go on", "recover it with `tenon up`, or `tenon down`"
         )
+
+
+def asks_for_keys(settings: Settings) -> bool:
+    """Whether a gateway of this home asks for API keys: one was created at any time."""
+    with Registry.of(settings) as registry:
+        return registry.keys_used()
 
 
 def down(context: typer.Context) -> None:

@@ -11,6 +11,7 @@ from deploy.console import console, for_scripts, print_json, step
 from deploy.extras import need
 from deploy.sampling_options import policy_of
 from deploy.snippets import curl_snippet, python_snippet
+from deploy.weights import name_of, parse_weights, shares_of
 from serve.names import parse_version
 from serve.registry import Registry
 from train.recipe import Recipe
@@ -38,7 +39,8 @@ def add_to(app: typer.Typer) -> None:
         "eval", epilog="Examples: tenon eval support@v1 · tenon eval support@v1 --data questions.jsonl --json"
     )(evaluate)
     app.command(
-        epilog="Examples: tenon deploy support@v2 · tenon deploy support@v1 --set temperature=0 --max max_tokens=512"
+        epilog="Examples: tenon deploy support@v2 · tenon deploy support@v2 support@v3=10 · "
+        "tenon deploy support@v1 --set temperature=0 --max max_tokens=512"
     )(deploy)
     app.command(
         "run",
@@ -99,7 +101,10 @@ def evaluate(
 
 def deploy(
     context: typer.Context,
-    version: Annotated[str, typer.Argument(help="NAME@vN")],
+    versions: Annotated[
+        list[str],
+        typer.Argument(help="NAME@vN, or several with weights: NAME@v2 NAME@v3=10 gives v3 10 of 100."),
+    ],
     alias: Annotated[str | None, typer.Option(help="Name that clients use; default: the adapter's.")] = None,
     sampling: Annotated[
         list[str] | None, typer.Option("--set", help="Sampling default, such as temperature=0.2.")
@@ -119,31 +124,33 @@ def deploy(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Move an alias to a version that was proven better."""
-    from deploy.serving import move_alias
+    """Move an alias to a version that was proven better, or split its conversations among several."""
+    from deploy.serving import split_alias
 
     for_scripts(as_json)
     settings = settings_of(context)
     policy = policy_of(
         settings, defaults=sampling, minimum=minimum, maximum=maximum, forced=forced, preset=preset
     )
+    weights = parse_weights(versions)
     with Registry.of(settings) as registry, step("deploy") as current:
-        found = registry.version(parse_version(version))
-        moved = move_alias(
+        moved = split_alias(
             registry,
             settings,
-            alias or found.ref.name,
-            found,
+            alias or name_of(weights),
+            weights,
             sampling=policy,
             force=force,
             say=current.say,
         )
-        current.result = f"alias {moved.name} → {moved.target.ref}" + (" (forced)" if moved.forced else "")
+        shares = ", ".join(f"{ref} {share}" for ref, share in shares_of(moved).items())
+        current.result = f"alias {moved.name} → {shares or moved.target.ref}" + " (forced)" * moved.forced
     if as_json:
         print_json(
             {
                 "alias": moved.name,
                 "version": str(moved.target.ref),
+                "weights": {str(version.ref): weight for version, weight in moved.targets},
                 "previous": moved.previous and str(moved.previous),
             }
         )
@@ -211,6 +218,10 @@ def show_outcome(outcome: "Outcome") -> None:
         return
     console.print(f"Gateway: {url}/v1   metrics: {url}/metrics\n", soft_wrap=True)
     for snippet in (curl_snippet, python_snippet):
-        console.print(snippet(url, ref.name, outcome.sample), soft_wrap=True)
+        console.print(snippet(url, ref.name, outcome.sample, keys=outcome.keys), soft_wrap=True)
         console.print()
+    if outcome.keys:
+        console.print(
+            "The gateway asks for a key: set OPENAI_API_KEY to the secret of one (`tenon keys create`)."
+        )
     console.print(f"{ref.name} answers as {ref}. Stop everything with `make down`.")

@@ -21,16 +21,28 @@ from pathlib import Path
 
 from deploy.processes import end, ending, recorded, spawn
 from serve.config import PREFIX, Settings
-from serve.engine.spec import EngineSpec
+from serve.engine.spec import EngineLimits, EngineSpec
 from serve.engine.supervisor import Supervisor
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
+from serve.logs import logging_to_stderr
 from serve.records import ProcessIdentity, read_json, write_json
 from serve.registry import Registry
 from serve.registry.base import identify_base
+from serve.telemetry import traces_endpoint
 
 log = logging.getLogger("tenon.controller")
 
-GATEWAY_RULES = ("grammars", "media", "presets", "unknown_fields")  # its settings beside home, host and port
+# The gateway's settings beside home, host and port.
+GATEWAY_RULES = (
+    "grammars",
+    "media",
+    "open_metrics",
+    "presets",
+    "unknown_fields",
+    "log_level",
+    "log_format",
+    "otlp_endpoint",
+)
 TICK = 0.2  # seconds between two looks at the gateway
 GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
 BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the gateway's next start, by recent failures
@@ -166,7 +178,9 @@ def supervisor_of(settings: Settings, registry: Registry) -> Supervisor:
             max_cpu_loras=settings.max_cpu_loras,
             max_lora_rank=settings.max_lora_rank,
             max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
             extra_args=tuple(shlex.split(settings.engine_args)),
+            otlp_endpoint=traces_endpoint(settings.otlp_endpoint),
         )
     return Supervisor(
         registry,
@@ -175,6 +189,7 @@ def supervisor_of(settings: Settings, registry: Registry) -> Supervisor:
         log_file=settings.logs / "engine.log",
         spec=spec,
         engine_url=settings.engine_url,
+        limits=EngineLimits(settings.max_loras, settings.max_cpu_loras, settings.max_num_seqs or 256),
         start_timeout=settings.engine_start_timeout,
     )
 
@@ -184,14 +199,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.controller", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     home: Path = parser.parse_args(argv).home
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    record = home / "run" / "controller.json"
     try:
         settings = read_stack(home)
         if settings is None:
             raise ConfigError(f"{stack_file(home)} is missing", "start the stack with `tenon up`")
-        logging.getLogger().setLevel(settings.log_level.upper())
-        with only_one(home):
+    except TenonError as error:
+        with logging_to_stderr("text", "info"):
+            log.error("%s (%s)", error.message, error.hint)
+        return error.exit_code
+    with logging_to_stderr(settings.log_format, settings.log_level):
+        return run(settings)
+
+
+def run(settings: Settings) -> int:
+    """Be the home's controller until a signal; returns the exit code."""
+    record = settings.state / "controller.json"
+    try:
+        with only_one(settings.home):
             identity = ProcessIdentity.of(os.getpid())
             write_json(record, {**identity.to_json(), "started_at": time.time()})
             asyncio.run(control(settings))

@@ -13,6 +13,7 @@ from evalsuite.evaluate import Arm, Evaluation, evaluate
 from evalsuite.gate import GateDecision, gate
 from evalsuite.report.html import Provenance, write_report
 from serve.config import Settings
+from serve.operator import operator_secret
 from serve.records import write_json
 from serve.registry import Registry, Version
 
@@ -55,6 +56,7 @@ def judge(
                 asked.task,
                 limit=limit,
                 on_progress=lambda progress: advance(progress.done, progress.total),
+                api_key=operator_secret(settings.state),
             )
         )
         current.result = f"{len(evaluation.questions):,} questions × {len(arms)} arms"

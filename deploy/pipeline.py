@@ -13,7 +13,6 @@ from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, wanted
 from deploy.status import Status, processes
 from serve.config import Settings
-from serve.net import check_port
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
 from train.data.prepare import Prepared, describe
@@ -32,6 +31,8 @@ class Outcome:
     url: str
     engine_pid: int | None
     seconds: float
+    keys: bool = False
+    """Whether the gateway asks for API keys."""
 
     @property
     def sample(self) -> list[dict[str, str]]:
@@ -130,6 +131,7 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
     started = time.monotonic()
     check_before(settings)
     with Registry.of(settings) as registry:
+        keys = registry.keys_used()
         version = train_and_register(settings, recipe, registry)
         was_down = processes(settings.home).down
         try:
@@ -146,7 +148,9 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
                 stack.down(settings.home)
             raise
     seconds = time.monotonic() - started
-    return Outcome(version, judgement, judgement.decision.allowed, str(now.url), now.engine.pid, seconds)
+    return Outcome(
+        version, judgement, judgement.decision.allowed, str(now.url), now.engine.pid, seconds, keys
+    )
 
 
 def deploy(settings: Settings, registry: Registry, version: Version, *, force: bool) -> None:
@@ -164,7 +168,7 @@ def check_before(settings: Settings) -> None:
     """Find out before training, not after, that the stack could not serve the result."""
     now = processes(settings.home)
     if now.gateway.pid is None:
-        check_port(settings.host, settings.port)
+        stack.check_gateway(settings)
 
 
 def ensure_up(settings: Settings, current: Step) -> Status:

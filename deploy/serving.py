@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from deploy.net import get_json
@@ -119,19 +119,48 @@ def move_alias(
 
     Without such an evaluation raises :class:`GateRefused`, unless ``force``, which is recorded.
     """
+    return split_alias(registry, settings, name, {version.ref: 1}, sampling=sampling, force=force, say=say)
+
+
+def split_alias(
+    registry: Registry,
+    settings: Settings,
+    name: str,
+    weights: Mapping[VersionRef, int],
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    force: bool = False,
+    say: Callable[[str], None],
+) -> Alias:
+    """Split the conversations of the alias ``name`` among versions by whole weights; returns the alias.
+
+    The gate holds for every version whose weight is above 0: without an evaluation that lets it answer users
+    raises :class:`GateRefused`, unless ``force``, which is recorded. All of them are loaded before any answers.
+    """
     check_name(name)
-    record = latest_evaluation(registry, version)
-    objection = why_not(record, registry.alias(name), version)
-    if objection is not None and not force:
-        raise GateRefused(
-            f"{version.ref} may not take the name {name}: {objection}",
-            f"run `tenon eval {version.ref}`, or overrule the gate with --force (this is recorded)",
-        )
-    with wanted(registry, version.ref):
-        wait_until_loaded(registry, settings, version.ref, say)
-        verdict = record.verdict if record is not None else None
+    before, verdicts, overruled = registry.alias(name), {}, False
+    for version in (registry.version(ref) for ref, weight in weights.items() if weight):
+        record = latest_evaluation(registry, version)
+        verdicts[version.ref] = record.verdict if record is not None else None
+        objection = why_not(record, before, version)
+        if objection is not None and not force:
+            raise GateRefused(
+                f"{version.ref} may not take the name {name}: {objection}",
+                f"run `tenon eval {version.ref}`, or overrule the gate with --force (this is recorded)",
+            )
+        overruled |= objection is not None
+    leads = max(weights, key=weights.__getitem__)
+    with ExitStack() as wants:
+        for ref in weights:
+            wants.enter_context(wanted(registry, ref))
+        for ref in weights:
+            wait_until_loaded(registry, settings, ref, say)
         alias = registry.set_alias(
-            name, version.ref, sampling=sampling, verdict=verdict, forced=objection is not None
+            name,
+            targets=dict(weights),
+            sampling=sampling,
+            verdict=verdicts.get(leads),
+            forced=overruled,
         )
     wait_for_routes(registry, settings)
     return alias

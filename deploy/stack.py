@@ -1,6 +1,7 @@
 """Brings the stack of one home up and takes it down."""
 
 import asyncio
+import contextlib
 import fcntl
 import subprocess
 import time
@@ -21,8 +22,9 @@ from serve.errors import (
     StorageError,
     Unavailable,
 )
-from serve.net import check_port
+from serve.net import check_reach, listen
 from serve.records import read_json
+from serve.registry import Registry
 from serve.registry.base import identify_base
 
 CONTROLLER_GRACE = 75.0  # seconds: the gateway's 30 and the engine's 15, and room
@@ -76,11 +78,21 @@ def alone(home: Path) -> Iterator[None]:
 def start_controller(settings: Settings, before: Status) -> "subprocess.Popen[bytes]":
     """Write what is wanted and start a controller; it adopts an engine and a gateway that still live."""
     if before.gateway.pid is None:
-        check_port(settings.host, settings.port)
+        check_gateway(settings)
     identify_base(settings.model)
     write_stack(settings)
     (settings.state / "gateway-exit.json").unlink(missing_ok=True)
     return spawn("deploy.controller", "--home", str(settings.home), log=settings.logs / "controller.log")
+
+
+def check_gateway(settings: Settings) -> None:
+    """Find out at once what would keep a gateway from starting.
+
+    Raises PortInUse, or ConfigError for an address of this machine's that is none, or that others reach while there
+    are no keys.
+    """
+    with contextlib.closing(listen(settings.host, settings.port)) as sock, Registry.of(settings) as registry:
+        check_reach(sock, keys=registry.keys_used())
 
 
 def undo(child: "subprocess.Popen[bytes]", home: Path, before: Status) -> None:

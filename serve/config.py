@@ -24,10 +24,11 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve.errors import ConfigError
+from serve.telemetry import endpoint_problem
 
 PREFIX = "TENON_"
 FOR_TESTS = "TENON_TEST_"
-SECRETS = ("database_url",)
+SECRETS = ("database_url", "otlp_endpoint")
 """Settings that no message may show."""
 MEDIA = ("image", "audio", "video")
 
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
     engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
     max_loras: int = Field(4, ge=1, description="distinct adapters that the engine computes in one step")
     max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
+    max_num_seqs: int | None = Field(None, ge=1, description="requests that the engine computes at once")
     max_lora_rank: Rank = Field(64, description="highest rank that the engine can load")
     max_adapter_mib: int = Field(2048, ge=1, description="largest weight file that a source may send, in MiB")
     adapter_timeout: float = Field(
@@ -78,8 +80,15 @@ class Settings(BaseSettings):
         "refuse", description="what becomes of a request's field that no endpoint knows: refuse or drop"
     )
     presets: Path | None = Field(None, description="YAML file of sampling presets")
+    open_metrics: bool = Field(False, description="answer /metrics without a key, too")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="level of our own logs"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="form of our own logs' lines: text or json"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector that traces are sent to, as http://HOST:4318"
     )
 
     @field_validator("home", mode="before")
@@ -127,6 +136,15 @@ class Settings(BaseSettings):
     @classmethod
     def _prices_are_absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None and str(value) != "." else None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector_is_a_url(cls, value: str | None) -> str | None:
+        if value is None or not value.strip():
+            return None
+        if problem := endpoint_problem(value):
+            raise ValueError(problem)
+        return value.strip()
 
     @field_validator("engine_args")
     @classmethod

@@ -14,6 +14,8 @@
     │       ├── UnsupportedContent  its body is not JSON
     │       ├── UnknownField        it has a field that its endpoint does not know
     │       └── OutsideLimits       a sampling field lies outside the limits of its model
+    ├── InvalidKey                  a request without a valid API key
+    ├── MissingScope                a key that may not do such things
     ├── NotFound
     │   ├── ModelNotFound           a request names no model we serve
     │   ├── RouteNotSupported       the engine behind the model lacks this endpoint
@@ -143,6 +145,24 @@ class OutsideLimits(BadRequest):
     """A sampling field of a request lies outside the limits that its model allows."""
 
     code = "outside_limits"
+
+
+class InvalidKey(TenonError):
+    """A request has no API key, or not one that is valid; which of the two is all that it says."""
+
+    status = 401
+    code = "invalid_api_key"
+    type = "invalid_request_error"
+    exit_code = 2
+
+
+class MissingScope(TenonError):
+    """The API key of a request may not do what it asks for."""
+
+    status = 403
+    code = "missing_scope"
+    type = "invalid_request_error"
+    exit_code = 2
 
 
 class NotFound(TenonError):

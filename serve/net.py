@@ -1,6 +1,7 @@
 """Listening sockets and the addresses that reach them."""
 
 import errno
+import ipaddress
 import socket
 
 from serve.errors import ConfigError, PortInUse
@@ -32,9 +33,22 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise what :func:`listen` would raise."""
-    listen(host, port).close()
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches a server that is bound to this numeric address."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def check_reach(sock: socket.socket, *, keys: bool) -> None:
+    """Raise ConfigError if other machines reach a gateway on this socket and no API key was ever created."""
+    address = sock.getsockname()[0]
+    if not keys and not is_loopback(address):
+        raise ConfigError(
+            f"other machines reach {address}, and there is no API key yet: anybody could use the gateway",
+            "create one with `tenon keys create NAME` first, or listen on --host 127.0.0.1",
+        )
 
 
 def url_of(host: str, port: int) -> str:

@@ -16,8 +16,10 @@ import argparse
 import asyncio
 import os
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,8 +58,9 @@ class FakeEngine:
     """A vLLM-shaped server; ``adapters`` are loaded from the start, ``port`` 0 takes a free one.
 
     Attributes: ``url``, ``port``, ``adapters`` (engine name → path), ``faults``, ``stats``, ``bodies`` (the
-    bodies of all requests to models, oldest first), ``lacks`` (path → status of routes that it does not
-    have). All may be read and changed by a test while the server runs.
+    bodies of all requests to models, oldest first), ``headers`` (those of the last requests to anything),
+    ``lacks`` (path → status of routes that it does not have). All may be read and changed by a test while the
+    server runs.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class FakeEngine:
         self.seconds_per_token = seconds_per_token
         self.stats = Stats()
         self.bodies: list[dict[str, Any]] = []
+        self.headers: deque[Mapping[str, str]] = deque(maxlen=1000)
         self.silent: set[str] = set()
         self.lacks: dict[str, int] = {}
         self._runner: web.AppRunner | None = None
@@ -272,6 +276,8 @@ class FakeEngine:
         if request.path == "/v1/responses":
             return await self._respond(request, body, model, voice)
         reply = answers.Reply.of(body, model, voice, chat=chat, answer=self.answer)
+        if given := request.headers.get("x-request-id"):
+            reply = replace(reply, id=f"{'chatcmpl' if chat else 'cmpl'}-{given}")
         if body.get("stream"):
             return await self._stream(request, reply)
         async with self._paced(request, reply) as tokens:
@@ -362,6 +368,7 @@ class FakeEngine:
     async def _count(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
         """Note every request that arrives, and answer those to routes that are lacking."""
         self.stats.paths[request.path] = self.stats.paths.get(request.path, 0) + 1
+        self.headers.append(request.headers)
         if (status := self.lacks.get(request.path)) is not None:
             return json_answer({"detail": "Not Found"}, status)
         response: web.StreamResponse = await handler(request)

@@ -164,7 +164,7 @@ class _Pass:
         await self._write()
 
     def _read(self) -> tuple[list[Version], set[str], dict[str, tuple[str, str]]]:
-        live = {str(alias.target.ref) for alias in self.registry.aliases()}
+        live = {str(ref) for alias in self.registry.aliases() for ref in alias.refs}
         rows = {
             str(row.ref): (row.engine_name, str(row.state)) for row in self.registry.loaded(self.engine_id)
         }

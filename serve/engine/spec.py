@@ -9,12 +9,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from serve.errors import ConfigError
+from serve.telemetry import PROTOCOL
 
 GIB = 2**30
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -25,6 +27,7 @@ PLUGIN = "tenon_cpu_lora"
 
 TEMPLATE_DEFAULTS = "--default-chat-template-kwargs"
 GPU_SHARE = "--gpu-memory-utilization"
+TRACES = "--otlp-traces-endpoint"
 DEFAULT_GPU_SHARE = 0.7
 """Share of the GPU's memory that the engine takes; the rest is for a training beside it."""
 
@@ -63,12 +66,26 @@ def kv_cache_gib(weights_bytes: int, memory_bytes: int) -> int:
     return max(1, min(-(-weights_bytes // GIB), memory_bytes // 4 // GIB))
 
 
+USUAL_SEQUENCES: Mapping[Device, int] = {"cpu": 128, "cuda": 256}
+"""vLLM's own ``--max-num-seqs`` for its API server; on a GPU of 70 GiB and more it is 1,024."""
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine does at once: distinct adapters, and requests; and how many adapters it keeps in memory."""
+
+    max_loras: int = 4
+    max_cpu_loras: int = 16
+    max_num_seqs: int = 256
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """One engine; two specs that are equal but for the port serve alike.
 
     ``model`` is a folder in hub format, ``base_name`` the name it is served under, ``port`` 0 takes a free
-    one at each start, ``command`` is what runs instead of vLLM (the fake engine, in tests). Raises
+    one at each start, ``otlp_endpoint`` the full URL that its traces are posted to, ``command`` is what runs
+    instead of vLLM (the fake engine, in tests). Raises
     :class:`ConfigError` for limits that vLLM would refuse half a minute later.
     """
 
@@ -79,7 +96,9 @@ class EngineSpec:
     max_cpu_loras: int = 16
     max_lora_rank: int = 64
     max_model_len: int | None = None
+    max_num_seqs: int | None = None
     extra_args: tuple[str, ...] = ()
+    otlp_endpoint: str | None = None
     device: Device = field(default_factory=installed_device)
     # -P: a user's train.py or logging.py in the folder that we were called from is none of ours.
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server")
@@ -110,6 +129,8 @@ class EngineSpec:
         ]
         if self.max_model_len is not None:
             argv += ["--max-model-len", str(self.max_model_len)]
+        if self.max_num_seqs is not None:
+            argv += ["--max-num-seqs", str(self.max_num_seqs)]
         if self.device == "cpu":
             argv += ["--dtype", "bfloat16", "--enforce-eager"]
             if cores() <= FEW_CORES:
@@ -119,7 +140,26 @@ class EngineSpec:
         if can_think(self.model) and not self._user_sets(TEMPLATE_DEFAULTS):
             # Adapters are trained on prompts with thinking off; a request may still turn it on.
             argv += [TEMPLATE_DEFAULTS, json.dumps({"enable_thinking": False})]
+        if self.otlp_endpoint is not None and not self._user_sets(TRACES):
+            argv += [TRACES, self.otlp_endpoint]
         return argv + list(self.extra_args)
+
+    @property
+    def limits(self) -> EngineLimits:
+        """What the engine will do at once, as far as its command line says."""
+        return EngineLimits(
+            self._given("--max-loras") or self.max_loras,
+            self._given("--max-cpu-loras") or self.max_cpu_loras,
+            self._given("--max-num-seqs") or self.max_num_seqs or USUAL_SEQUENCES[self.device],
+        )
+
+    def _given(self, option: str) -> int | None:
+        """The number that ``extra_args`` gives for an option, the last one; None without one."""
+        words = [word for arg in self.extra_args for word in arg.split("=", 1)]
+        values = [
+            value for name, value in pairwise(words) if name.replace("_", "-") == option and value.isdigit()
+        ]
+        return int(values[-1]) if values else None
 
     def _user_sets(self, option: str) -> bool:
         """Whether ``extra_args`` has ``option``, which vLLM takes with underscores and as ``option.key`` too."""
@@ -140,6 +180,10 @@ class EngineSpec:
         }
         # Ours alone: vLLM's own resolvers load adapters by names that clients make up.
         environment.setdefault("VLLM_PLUGINS", PLUGIN)
+        environment.pop("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", None)  # answers are nobody's to log
+        if self.otlp_endpoint is not None and not self._user_sets(TRACES):
+            environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = PROTOCOL  # vLLM's own default is gRPC
+            environment.setdefault("OTEL_SERVICE_NAME", "tenon-engine")
         if self.device == "cpu":
             environment["VLLM_TARGET_DEVICE"] = "cpu"
             gib = kv_cache_gib(weights_bytes(self.model), psutil.virtual_memory().total)

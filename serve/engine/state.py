@@ -19,7 +19,8 @@ class EngineState:
     ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
     ``since`` is when that state began, in seconds since 1970. ``pid``, ``started`` and ``boot`` (see
     :class:`~serve.records.ProcessIdentity`), ``port``, ``fingerprint``, ``log`` and ``scratch`` are set for an
-    engine of our own. ``restarts`` counts its starts after the first since the controller started; an attached
+    engine of our own. ``max_loras``, ``max_cpu_loras`` and ``max_num_seqs`` are its limits.
+    ``restarts`` counts its starts after the first since the controller started; an attached
     engine has none.
     """
 
@@ -29,6 +30,9 @@ class EngineState:
     url: str | None = None
     base_name: str | None = None
     max_model_len: int | None = None
+    max_loras: int | None = None
+    max_cpu_loras: int | None = None
+    max_num_seqs: int | None = None
     pid: int | None = None
     started: int | None = None
     boot: str | None = None

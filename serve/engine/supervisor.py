@@ -13,14 +13,14 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from serve.engine.client import EngineClient, ModelCard
 from serve.engine.process import EngineProcess, EngineRecord
 from serve.engine.reconcile import Memory, reconcile
-from serve.engine.spec import EngineSpec
+from serve.engine.spec import EngineLimits, EngineSpec
 from serve.engine.state import EngineState, StateFile
 from serve.engine.trouble import Troubles
 from serve.errors import (
@@ -69,7 +69,8 @@ class Supervisor:
     """Runs one engine: ``spec`` (started and stopped here) or ``engine_url`` (attached, never touched).
 
     ``base`` is the base that the adapters must be made for, ``state_file`` usually ``run/engine.json`` and
-    ``log_file`` ``logs/engine.log`` under the home. Raises :class:`ConfigError` unless one of the two is
+    ``log_file`` ``logs/engine.log`` under the home; ``limits`` are those of an attached
+    engine. Raises :class:`ConfigError` unless one of the two is
     given.
     """
 
@@ -82,6 +83,7 @@ class Supervisor:
         log_file: Path,
         spec: EngineSpec | None = None,
         engine_url: str | None = None,
+        limits: EngineLimits | None = None,
         start_timeout: float = 600.0,
         engine_id: str = "engine",
     ) -> None:
@@ -94,6 +96,7 @@ class Supervisor:
         self.log_file = log_file
         self.start_timeout = start_timeout
         self.engine_id = engine_id
+        self._limits = spec.limits if spec is not None else limits or EngineLimits()
         self._troubles = Troubles()
         self._file = StateFile(
             state_file,
@@ -158,6 +161,7 @@ class Supervisor:
             card = self._base_card(url, await client.cards())
             self._served = Served(card.name, self.base.digest)
             facts |= {"url": url, "base_name": card.name, "max_model_len": card.max_model_len}
+            facts |= asdict(self._limits)
             self._file.tell("ready", **facts, error="", hint="")
             yield client
 

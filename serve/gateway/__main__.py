@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from serve.config import Settings
 from serve.errors import TenonError
 from serve.gateway.server import serve
+from serve.logs import logging_to_stderr
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,14 +22,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         settings = Settings.read(home=options.home, host=options.host, port=options.port)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-        )
-        serve(settings)
     except TenonError as error:
-        sys.stderr.write(f"gateway: {error.message}" + (f" ({error.hint})" if error.hint else "") + "\n")
-        return error.exit_code
+        return _failed(error)
+    with logging_to_stderr(settings.log_format, settings.log_level):
+        try:
+            serve(settings)
+        except TenonError as error:
+            if settings.log_format == "text":
+                return _failed(error)
+            logger.error("%s%s", error.message, f" ({error.hint})" if error.hint else "")
+            return error.exit_code
     return 0
+
+
+def _failed(error: TenonError) -> int:
+    sys.stderr.write(f"gateway: {error.message}" + (f" ({error.hint})" if error.hint else "") + "\n")
+    return error.exit_code
 
 
 if __name__ == "__main__":

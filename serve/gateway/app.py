@@ -5,11 +5,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from serve.errors import TenonError
 from serve.gateway.asgi import Receive, Scope, Send
+from serve.gateway.auth import caller_of
 from serve.gateway.control import control_app
 from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
-from serve.gateway.failures import http_failure
+from serve.gateway.failures import Failure, http_failure
 from serve.gateway.models import send_model, send_models
+from serve.gateway.observe import Observer, Tracer
 from serve.gateway.proxy import DataPlane, open_session
 from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
@@ -22,8 +25,9 @@ MODELS = "/v1/models"
 class Gateway:
     """The ASGI app; its lifespan opens the session to the engine and keeps the routes fresh."""
 
-    def __init__(self, source: RouteSource, rules: Rules | None = None) -> None:
+    def __init__(self, source: RouteSource, rules: Rules | None = None, tracer: Tracer | None = None) -> None:
         self.source = source
+        self._observer = Observer(tracer)
         self._rules = rules or Rules()
         self._control = control_app(source, self._lifespan)
         self._data: DataPlane | None = None
@@ -35,6 +39,23 @@ class Gateway:
             yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, under an id and observed; the lifespan passes by."""
+        if scope["type"] == "http":
+            await self._observer(self._admit, scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of somebody who may ask it."""
+        try:
+            self.source.keys.admit(scope)
+        except TenonError as error:
+            self.source.metrics.other.outcomes["rejected"].inc()
+            await Failure.of(error).send(send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; nothing that a client asks for is passed on by path."""
         path = scope.get("path", "")
         endpoint = ENDPOINTS.get(path)
@@ -59,9 +80,9 @@ class Gateway:
         if scope["method"] not in ("GET", "HEAD"):
             await _wrong_method(scope, send, b"GET")
         elif name:
-            await send_model(self.source.table, name, send)
+            await send_model(self.source.table, name, caller_of(scope), send)
         else:
-            await send_models(self.source.table, send)
+            await send_models(self.source.table, caller_of(scope), send)
 
 
 async def _wrong_method(scope: Scope, send: Send, allowed: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Builds the route table from what the registry and the engine's record say."""
+"""Builds the route table from what the registry and the engines' records say."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from serve.errors import InputError
+from serve.gateway.holdings import Holdings
 from serve.gateway.metrics import AdapterState, Metrics
 from serve.gateway.policy import NO_POLICY, PARTS, SamplingPolicy
 from serve.gateway.routes import EngineView, Route, RouteTable
-from serve.registry import Alias, LoadState, Registry, Version
+from serve.gateway.sides import Sides, weights_of
+from serve.registry import Alias, Registry, Version
 
 logger = logging.getLogger(__name__)
 
+Engines = Mapping[str, EngineView]
 
-def build_table(registry: Registry, engine: EngineView | None, metrics: Metrics) -> RouteTable:
+
+def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> RouteTable:
     """Read the registry and say what every public name means; raises StorageError.
 
     The series of versions that are neither wanted nor loaded any more are dropped from ``metrics``. The
@@ -23,55 +27,86 @@ def build_table(registry: Registry, engine: EngineView | None, metrics: Metrics)
     revision = registry.revision()  # first, as the table is then at least as new as it says
     aliases = registry.aliases()
     versions = {str(version.ref): version for version in registry.versions()}
-    loaded = {str(state.ref): state for state in registry.loaded()}
+    loaded = Holdings(registry.loaded(), engines)
     desired = {str(version.ref) for version in registry.desired()}
 
-    _keep_series(metrics, engine, [versions[name] for name in (desired | loaded.keys()) & versions.keys()])
-    ready = [
-        version for name, version in versions.items() if name in loaded and loaded[name].state == "ready"
-    ]
-    routes = {str(version.ref): _route(version, metrics) for version in ready}
-    waiting = {name: _reason(loaded.get(name), name in desired) for name in versions.keys() - routes.keys()}
+    _keep_series(metrics, engines, [versions[name] for name in (desired | loaded.names) & versions.keys()])
+    ready = [version for name, version in versions.items() if loaded.state(name) == "ready"]
+    routes = {str(version.ref): _route(version, loaded, metrics) for version in ready}
+    waiting = {name: loaded.reason(name, name in desired) for name in versions.keys() - routes.keys()}
+    sides: dict[str, Sides] = {}
     for alias in aliases:
-        target = str(alias.target.ref)
-        if target in routes:
-            policy = _policy(alias)
-            if policy is None:
-                waiting[alias.name] = "its sampling policy cannot be read; set it again with tenon deploy"
-            else:
-                routes[alias.name] = replace(routes[target], policy=policy)
-        else:
-            waiting[alias.name] = f"{target} {waiting.get(target, 'is not registered')}"
-    if engine is not None:
-        base = engine.base_name
+        _add_alias(alias, routes, waiting, sides)
+    for base in {engine.base_name: None for engine in engines.values()}:
         waiting.pop(base, None)
-        routes[base] = Route(base, base, metrics.meters(base, base))
-    metrics.show(_adapter_state(version, loaded[str(version.ref)]) for version in ready)
-    models, status = _cards(engine, aliases, ready), _status(engine, aliases, versions, loaded)
+        sides.pop(base, None)
+        routes[base] = Route(base, base, metrics.meters(base, base), base=base)
+    metrics.show(_adapter_state(version, loaded) for version in ready)
+    models, status = _cards(engines, aliases, ready), _status(engines, aliases, versions, loaded)
     status |= {"revision": revision, "routes": {name: route.public_name for name, route in routes.items()}}
-    return RouteTable(revision, engine, routes, waiting, models, status)
+    pinned, prefetched = _kept(aliases, versions)
+    return RouteTable(
+        revision,
+        engines,
+        routes,
+        waiting,
+        models,
+        status,
+        sides=sides,
+        held=loaded.held({str(version.ref): version.engine_name for version in ready}),
+        pinned=pinned,
+        prefetched=prefetched,
+    )
 
 
-def _keep_series(metrics: Metrics, engine: EngineView | None, versions: Sequence[Version]) -> None:
+def _keep_series(metrics: Metrics, engines: Engines, versions: Sequence[Version]) -> None:
     kept = {(version.ref.name, str(version.ref)) for version in versions}
-    if engine is not None:
-        kept.add((engine.base_name, engine.base_name))
+    kept |= {(engine.base_name, engine.base_name) for engine in engines.values()}
     metrics.keep(kept)
 
 
-def _route(version: Version, metrics: Metrics) -> Route:
+def _add_alias(
+    alias: Alias, routes: dict[str, Route], waiting: dict[str, str], sides: dict[str, Sides]
+) -> None:
+    """Say where an alias leads: while one of its versions is ready, it answers with those that are."""
+    weights = weights_of(alias)
+    ready = {name: routes[name] for name, weight in weights.items() if weight and name in routes}
+    target = str(alias.target.ref)
+    policy = _policy(alias)
+    if not ready:
+        waiting[alias.name] = f"{target} {waiting.get(target, 'is not registered')}"
+    elif policy is None:
+        waiting[alias.name] = "its sampling policy cannot be read; set it again with tenon deploy"
+    else:
+        ready = {name: replace(route, policy=policy) for name, route in ready.items()}
+        lead = target if target in ready else max(ready, key=weights.__getitem__)
+        routes[alias.name] = ready[lead]
+        if sum(weight > 0 for weight in weights.values()) > 1:
+            sides[alias.name] = Sides(alias.name, weights, ready)
+
+
+def _kept(
+    aliases: Sequence[Alias], versions: Mapping[str, Version]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Engine names that engines keep whatever else they need: what answers now with what a rollback returns to,
+    and what an alias names without giving it conversations yet.
+    """
+    live = [version for alias in aliases for version, weight in alias.targets if weight]
+    before = [versions[str(alias.previous)] for alias in aliases if str(alias.previous) in versions]
+    soon = [version for alias in aliases for version, weight in alias.targets if not weight]
+    pinned = dict.fromkeys(version.engine_name for version in [*live, *before])
+    return tuple(pinned), tuple(version.engine_name for version in soon)
+
+
+def _route(version: Version, loaded: Holdings, metrics: Metrics) -> Route:
     name = str(version.ref)
-    return Route(name, version.engine_name, metrics.meters(version.ref.name, name))
+    base = loaded.base(name, version.base_name)
+    return Route(name, version.engine_name, metrics.meters(version.ref.name, name), base=base)
 
 
-def _adapter_state(version: Version, state: LoadState) -> AdapterState:
-    return AdapterState(version.ref.name, str(version.ref), version.digest, state.load_seconds)
-
-
-def _reason(state: LoadState | None, desired: bool) -> str:
-    if state is None:
-        return "is not loaded yet" if desired else "is registered, but not deployed"
-    return "could not be loaded; see tenon status" if state.state == "failed" else f"is {state.state}"
+def _adapter_state(version: Version, loaded: Holdings) -> AdapterState:
+    name = str(version.ref)
+    return AdapterState(version.ref.name, name, version.digest, loaded.load_seconds(name))
 
 
 def _policy(alias: Alias) -> SamplingPolicy | None:
@@ -83,10 +118,8 @@ def _policy(alias: Alias) -> SamplingPolicy | None:
         return None if any(part in alias.sampling for part in PARTS) else NO_POLICY
 
 
-def _cards(
-    engine: EngineView | None, aliases: Sequence[Alias], ready: Sequence[Version]
-) -> dict[str, dict[str, Any]]:
-    """The entries of ``/v1/models``: the base, then aliases, then pinned versions, each by name."""
+def _cards(engines: Engines, aliases: Sequence[Alias], ready: Sequence[Version]) -> dict[str, dict[str, Any]]:
+    """The entries of ``/v1/models``: the bases, then aliases, then pinned versions, each by name."""
 
     def card(name: str, created: float, version: Version | None) -> dict[str, Any]:
         return {
@@ -99,42 +132,37 @@ def _cards(
             "digest": version.digest if version else None,
         }
 
-    cards = {}
-    if engine is not None:
-        cards[engine.base_name] = card(engine.base_name, engine.record.get("since") or 0, None)
+    cards: dict[str, dict[str, Any]] = {}
+    for engine in engines.values():
+        cards.setdefault(engine.base_name, card(engine.base_name, engine.record.get("since") or 0, None))
     for alias in sorted(aliases, key=lambda alias: alias.name):
-        cards.setdefault(alias.name, card(alias.name, alias.changed_at.timestamp(), alias.target))
+        entry = card(alias.name, alias.changed_at.timestamp(), alias.target)
+        if len(alias.targets) > 1:
+            entry["versions"] = [
+                {"version": version, "weight": weight} for version, weight in weights_of(alias).items()
+            ]
+        cards.setdefault(alias.name, entry)
     for version in sorted(ready, key=lambda version: version.ref):
         cards.setdefault(str(version.ref), card(str(version.ref), version.created_at.timestamp(), version))
     return cards
 
 
 def _status(
-    engine: EngineView | None,
+    engines: Engines,
     aliases: Sequence[Alias],
     versions: Mapping[str, Version],
-    loaded: Mapping[str, LoadState],
+    loaded: Holdings,
 ) -> dict[str, Any]:
-    """What ``/api/status`` tells of routes, versions and the engine."""
-
-    def version_row(name: str, version: Version) -> dict[str, Any]:
-        state = loaded.get(name)
-        return {
-            "name": name,
-            "digest": version.digest,
-            "base": version.base_name,
-            "engine_name": version.engine_name,
-            "state": state.state if state else "absent",
-            "reason": state.reason if state else None,
-            "load_seconds": state.load_seconds if state else None,
-        }
-
+    """What ``/api/status`` tells of routes, versions and the engines; ``engine`` is the first of them."""
+    records = {name: dict(engine.record) for name, engine in engines.items()}
     return {
-        "engine": dict(engine.record) if engine else None,
+        "engine": next(iter(records.values()), None),
+        "engines": records,
         "aliases": [
             {
                 "name": alias.name,
                 "target": str(alias.target.ref),
+                "weights": weights_of(alias),
                 "previous": str(alias.previous) if alias.previous else None,
                 "sampling": dict(alias.sampling),
                 "verdict": alias.verdict,
@@ -143,5 +171,14 @@ def _status(
             }
             for alias in aliases
         ],
-        "versions": [version_row(name, version) for name, version in versions.items()],
+        "versions": [
+            {
+                "name": name,
+                "digest": version.digest,
+                "base": version.base_name,
+                "engine_name": version.engine_name,
+                **loaded.to_json(name),
+            }
+            for name, version in versions.items()
+        ],
     }

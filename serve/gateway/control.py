@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from serve.errors import EngineUnavailable, TenonError
 from serve.gateway.failures import Failure, http_failure
+from serve.gateway.require import require
 from serve.gateway.source import RouteSource
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -30,22 +31,21 @@ def control_app(source: RouteSource, lifespan: Lifespan) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        """The engine is ready too, so that requests can be answered."""
+        """One engine of each base is ready too, so that requests can be answered."""
         if source.engine_ready:
             return _json({"status": "ready", "revision": source.table.revision})
-        engine = source.table.engine
-        state = "has not been started yet" if engine is None else f"is not ready (state: {engine.state})"
-        raise EngineUnavailable(f"the engine {state}", "try again shortly")
+        raise EngineUnavailable(source.lacking, "try again shortly")
 
     @app.get("/metrics")
     def metrics() -> Response:
         """Prometheus' text format; a plain function, as writing thousands of lines would hold up streams."""
         return Response(source.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    @app.get("/api/status")
+    @app.get("/api/status", dependencies=[require("admin")])
     async def status() -> Response:
         """Routes, versions and the engine's state, as the gateway sees them now."""
-        return _json({**source.table.status, "engine_ready": source.engine_ready})
+        pools = source.engines.status()
+        return _json({**source.table.status, "engine_ready": source.engine_ready, "pools": pools})
 
     @app.exception_handler(TenonError)
     async def named(_: Request, error: TenonError) -> Response:

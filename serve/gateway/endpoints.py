@@ -13,7 +13,8 @@ class Endpoint:
 
     ``path`` is the engine's own, ``answer`` a key that a whole answer of it has, ``length`` what its bodies
     call ``max_tokens`` (None: it writes nothing, so no sampling applies), ``salted`` whether the engine's
-    prefix cache can be kept apart by tenant, ``timed`` whether it counts into the latencies of its adapter.
+    prefix cache can be kept apart by tenant, ``timed`` whether it counts into the latencies of its adapter,
+    ``computes`` whether the engine's model has to work for it, so that it needs a place there.
     Without ``needs_model`` a request that names none is for the base.
     """
 
@@ -24,6 +25,7 @@ class Endpoint:
     salted: bool = True
     timed: bool = True
     needs_model: bool = True
+    computes: bool = True
 
 
 CHAT = Endpoint("chat", "/v1/chat/completions", "choices", Length(("max_tokens", "max_completion_tokens")))
@@ -34,9 +36,13 @@ CLASSIFY = Endpoint("classify", "/classify", "data")
 SCORE = Endpoint("score", "/score", "data")
 RERANK = Endpoint("rerank", "/rerank", "results")
 POOLING = Endpoint("pooling", "/pooling", "data")
-TOKENIZE = Endpoint("tokenize", "/tokenize", "tokens", salted=False, timed=False, needs_model=False)
-DETOKENIZE = Endpoint("detokenize", "/detokenize", "prompt", salted=False, timed=False, needs_model=False)
-INFO = Endpoint("tokenize", "/tokenizer_info", "tokenizer_class", salted=False, timed=False)
+TOKENIZE = Endpoint(
+    "tokenize", "/tokenize", "tokens", salted=False, timed=False, needs_model=False, computes=False
+)
+DETOKENIZE = Endpoint(
+    "detokenize", "/detokenize", "prompt", salted=False, timed=False, needs_model=False, computes=False
+)
+INFO = Endpoint("tokenize", "/tokenizer_info", "tokenizer_class", salted=False, timed=False, computes=False)
 
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/chat/completions": CHAT,

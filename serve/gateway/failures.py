@@ -11,6 +11,7 @@ from serve.errors import (
     BadRequest,
     EngineFailed,
     EngineUnavailable,
+    Overloaded,
     RouteNotSupported,
     TenonError,
 )
@@ -18,6 +19,9 @@ from serve.gateway.asgi import Send, send_json
 
 RETRY_AFTER = 2
 """Seconds after which a client may try again what is unavailable now."""
+
+MAX_TYPE = 60
+"""Letters of an engine's error type; vLLM's are names of classes."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,15 @@ class Failure:
     type: str
     code: str
     param: str | None = None
+    retry_after: int = RETRY_AFTER
 
     @classmethod
     def of(cls, error: TenonError) -> "Failure":
         """The failure that clients see for one of our own errors; the hint follows the message."""
         message = f"{error.message}; {error.hint}" if error.hint else error.message
         param = error.param if isinstance(error, BadRequest) else None
-        return cls(error.status, message, error.type, error.code, param)
+        after = error.retry_after if isinstance(error, Overloaded) else RETRY_AFTER
+        return cls(error.status, message, error.type, error.code, param, after)
 
     @property
     def outcome(self) -> str:
@@ -46,9 +52,11 @@ class Failure:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Further response headers: ``retry-after`` where trying again can help."""
+        """Further response headers: how to ask for more, or ``retry-after`` where trying again can help."""
+        if self.status == 401:
+            return [(b"www-authenticate", b"Bearer")]
         if self.status in (429, 502, 503):
-            return [(b"retry-after", b"%d" % RETRY_AFTER)]
+            return [(b"retry-after", b"%d" % self.retry_after)]
         return []
 
     def body(self) -> bytes:
@@ -107,6 +115,11 @@ def engine_failure(status: int, body: bytes, model: str, public_names: Mapping[s
     return Failure.of(EngineFailed(f"the engine failed to answer (HTTP {status})", "try again"))
 
 
+def lost_adapter(status: int, body: bytes) -> bool:
+    """Whether an engine's answer says that it does not know the adapter that it was asked for."""
+    return status == 404 and not _lacks_route(status, _error_object(body))
+
+
 def _lacks_route(status: int, error: Mapping[str, Any]) -> bool:
     """Whether the engine says that it has no such endpoint, and not that it lost a model or lacks a feature."""
     message = str(error.get("message") or "")
@@ -129,6 +142,13 @@ def _error_object(body: bytes) -> Mapping[str, Any]:
         return {}
     error = content.get("error", content) if isinstance(content, dict) else {}
     return error if isinstance(error, dict) else {}
+
+
+def engine_words(body: bytes) -> str:
+    """What a log may tell of an engine's error: its size and type, as its text may repeat the prompt."""
+    kind = _error_object(body[body.find(b"{") :]).get("type")
+    known = isinstance(kind, str) and len(kind) <= MAX_TYPE and kind.isascii() and kind.isalpha()
+    return f"{kind if known else 'an error'} in {len(body)} bytes; the engine's log says more"
 
 
 def engine_event_failure(event: bytes, model: str, public_names: Mapping[str, str]) -> Failure:

@@ -44,6 +44,7 @@ FIRST_TOKEN_BUCKETS = (
     30,
 )
 INTER_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
 DURATION_BUCKETS = tuple(0.01 * 2**power for power in range(17))
 
 
@@ -68,6 +69,16 @@ class Meters:
         self.prompt_tokens = metrics.prompt_tokens.labels(adapter)
         self.completion_tokens = metrics.completion_tokens.labels(adapter)
         self.in_flight = metrics.in_flight.labels(adapter)
+        self.waiting = metrics.waiting.labels(adapter)
+
+    @contextmanager
+    def waits(self) -> Iterator[None]:
+        """Count a request as waiting for a place while the block runs."""
+        self.waiting.inc()
+        try:
+            yield
+        finally:
+            self.waiting.dec()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -77,6 +88,15 @@ class Meters:
             yield
         finally:
             self.in_flight.dec()
+
+
+class EngineMeters:
+    """The series of one engine, bound once."""
+
+    def __init__(self, metrics: "Metrics", engine: str) -> None:
+        self.waited = metrics.waited.labels(engine)
+        self.ejections = metrics.ejections.labels(engine)
+        self.retries = metrics.retries.labels(engine)
 
 
 class Metrics:
@@ -125,6 +145,31 @@ class Metrics:
         self.in_flight = Gauge(
             "tenon_requests_in_flight", "Requests being answered", adapter, registry=registry
         )
+        self.waiting = Gauge(
+            "tenon_requests_waiting",
+            "Requests that wait for a place on an engine",
+            adapter,
+            registry=registry,
+        )
+        self.waited = Histogram(
+            "tenon_wait_seconds",
+            "Time that a request waited before it was sent to the engine",
+            ("engine",),
+            buckets=WAIT_BUCKETS,
+            registry=registry,
+        )
+        self.ejections = Counter(
+            "tenon_engine_ejections",
+            "Times that an engine failed so often that it was not asked for a while",
+            ("engine",),
+            registry=registry,
+        )
+        self.retries = Counter(
+            "tenon_retries",
+            "Requests that were sent to another engine after this one did nothing for them",
+            ("engine",),
+            registry=registry,
+        )
         self.load_seconds = Gauge(
             "tenon_adapter_load_seconds",
             "Time the engine took to load",
@@ -140,9 +185,10 @@ class Metrics:
         self.folded = Gauge(
             "tenon_adapters_folded", f"Adapters that are counted as {OTHER!r}", registry=registry
         )
-        up = Gauge("tenon_engine_up", "1 while the engine is ready", registry=registry)
+        up = Gauge("tenon_engine_up", "1 while every base has an engine that is ready", registry=registry)
         up.set_function(lambda: float(engine_up()))
         self._meters: dict[tuple[str, str], Meters] = {}
+        self._engines: dict[str, EngineMeters] = {}
         self._folded: set[str] = set()
         self._shown: set[AdapterState] = set()
         self.other = Meters(self, OTHER, OTHER)
@@ -161,6 +207,18 @@ class Metrics:
         self.folded.set(len(self._folded))
         return self._meters.setdefault((adapter, version), Meters(self, adapter, version))
 
+    def engine(self, name: str) -> EngineMeters:
+        """The series of an engine."""
+        found = self._engines.get(name)
+        return found if found is not None else self._engines.setdefault(name, EngineMeters(self, name))
+
+    def keep_engines(self, names: Iterable[str]) -> None:
+        """Drop the series of every engine that is not among these."""
+        for gone in self._engines.keys() - set(names):
+            del self._engines[gone]
+            for metric in (self.waited, self.ejections, self.retries):
+                metric.remove(gone)
+
     def keep(self, versions: Iterable[tuple[str, str]]) -> None:
         """Drop the series of every version, and then adapter, that is not among these."""
         kept = set(versions)
@@ -175,6 +233,7 @@ class Metrics:
                     self.prompt_tokens,
                     self.completion_tokens,
                     self.in_flight,
+                    self.waiting,
                 ):
                     metric.remove(adapter)
         self._folded &= {adapter for adapter, _ in kept}

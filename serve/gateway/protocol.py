@@ -5,12 +5,17 @@ it has been refused is read and dropped, so that it sees the refusal, but only u
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serve.gateway.asgi import Message
+from serve.gateway.call import HEADER, new_id
+from serve.logs import SUBJECT
+
+logger = logging.getLogger(__name__)
 
 MAX_HEAD = 64 * 2**10
 """Longest head of a request, in bytes: its first line and all headers."""
@@ -20,10 +25,17 @@ LINGER_SECONDS = 2.0
 MAX_DROPPED = 64 * 2**20
 """Bytes of a refused body that are read before the connection is cut."""
 CONTINUE = b"HTTP/1.1 100 "
-TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
-    b"content-length: 32\r\nconnection: close\r\n\r\nThe request's head is too large."
+REFUSAL = (
+    b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%b: %b\r\n"
+    b"connection: close\r\n\r\n%b"
 )
+
+
+class Refused(NamedTuple):
+    """What a log line is about when no request could be read."""
+
+    id: str
+    trace_id: str | None = None
 
 
 class Incoming:
@@ -160,7 +172,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, unless it has been refused already."""
         if not self._refused:
-            super().send_400_response(msg)
+            self._write_refusal(b"400 Bad Request", msg)
+            self.transport.close()
 
     def _drop(self, count: int) -> None:
         self._dropped += count
@@ -170,9 +183,17 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         """Say so, and read on for a while: closing at once would reset the connection before that arrives."""
         self._refused = True
-        self.transport.write(TOO_LARGE)
+        self._write_refusal(b"431 Request Header Fields Too Large", "The request's head is too large.")
         self._head_is_here()
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _write_refusal(self, status: bytes, text: str) -> None:
+        """Answer what never became a request, under an id of its own."""
+        refused, body = Refused(new_id()), text.encode()
+        self.transport.write(REFUSAL % (status, len(body), HEADER, refused.id.encode(), body))
+        token = SUBJECT.set(refused)
+        logger.info("no request could be read, answered with %s", status.decode())
+        SUBJECT.reset(token)
 
     def _expect_head(self) -> None:
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)

@@ -1,12 +1,10 @@
 """The data plane: checks a request, sends it to the engine under the engine's name, relays the answer.
 
-Raw ASGI and connections of our own; it touches neither disk nor web framework. Nothing is retried: a
-request that reached the engine may have cost it work.
+Raw ASGI and connections of our own; it touches neither disk nor web framework.
 """
 
 import asyncio
 import contextlib
-import io
 import logging
 import time
 from typing import Any
@@ -16,12 +14,17 @@ import orjson
 
 from serve.errors import TenonError, Unavailable
 from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_body
-from serve.gateway.endpoints import INFO, RESPONSES, TOKENIZER_INFO, Endpoint
-from serve.gateway.failures import Failure, engine_failure, http_failure
+from serve.gateway.auth import Caller, caller_of
+from serve.gateway.balance.cost import estimate_tokens
+from serve.gateway.balance.side import HEADER, conversation_key
+from serve.gateway.call import note_outcome, note_route
+from serve.gateway.courier import Courier
+from serve.gateway.endpoints import INFO, RESPONSES, Endpoint
+from serve.gateway.failures import Failure, http_failure
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
-from serve.gateway.routes import EngineView, Route, RouteTable
+from serve.gateway.routes import Route, RouteTable
 from serve.gateway.rules import Rules
-from serve.gateway.salt import cache_salt, tenant_of
+from serve.gateway.salt import cache_salt
 from serve.gateway.source import RouteSource
 from serve.gateway.validate import check_request, parse_body, preset_of
 from serve.gateway.wire import Reply, Wires
@@ -36,9 +39,6 @@ KEEP_ALIVE_SECONDS = 2.0
 LAST_BYTES_SECONDS = 1.0
 """How long to wait for the end of a stream after its last event, so that the connection can be used again."""
 READ_BUFFER = 2**20
-LARGE_BODY = 2**20
-"""Bytes above which a body is written in pieces, so that other requests go on meanwhile."""
-HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
 def open_session() -> Wires:
@@ -65,11 +65,13 @@ class DataPlane:
             asked = parse_body(raw, needs_model=endpoint.needs_model)
             del raw  # as long as the answer takes, only the engine's copy is kept
             table = self._source.table
-            route, engine = _resolve(table, asked.get("model"))
+            conversation = conversation_key(asked, conversation_header(scope))
+            route = _resolve(table, asked.get("model"), caller_of(scope), conversation)
             meters = route.meters
+            note_route(asked.get("model"), route)
             body = check_request(asked, endpoint.kind, self._rules)
             keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
-            payload = self._for_engine(body, route, endpoint, tenant_of(scope))
+            payload = self._for_engine(body, route, endpoint, caller_of(scope).tenant)
         except ClientGone:
             meters.outcomes["disconnected"].inc()
             return
@@ -80,7 +82,6 @@ class DataPlane:
             return
         exchange = Exchange(
             route=route,
-            url=engine.address(endpoint.path),
             payload=payload,
             stream=body.get("stream") is True,
             keep_usage=keep_usage,
@@ -88,6 +89,8 @@ class DataPlane:
             started=started,
             public_names=table.public_names,
             endpoint=endpoint,
+            conversation=conversation,
+            cost=estimate_tokens(body, len(payload)),
         )
         with meters.running():
             await self._answer(exchange, receive, send)
@@ -114,14 +117,14 @@ class DataPlane:
         names = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("model")
         table = self._source.table
         try:
-            route, engine = _resolve(table, names[-1] if names else None)
+            route = _resolve(table, names[-1] if names else None, caller_of(scope))
         except TenonError as error:
             await Failure.of(error).send(send)
             return
-        url, started = engine.address(TOKENIZER_INFO), time.perf_counter()
+        note_route(names[-1] if names else None, route)
+        started = time.perf_counter()
         exchange = Exchange(
             route=route,
-            url=url,
             payload=None,
             stream=False,
             keep_usage=False,
@@ -133,16 +136,17 @@ class DataPlane:
         await self._answer(exchange, receive, send)
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
-        reply = None
         relay = Relay(exchange, send)
+        courier = Courier(self._source.engines, self._source.metrics, self._session, exchange, relay)
         try:
             async with HangUp(receive):
-                reply = await self._ask(exchange)
-                await relay.run(reply)
+                await courier.run()
         except ClientGone:
             outcome = "disconnected"
         except RelayFailed as error:
             outcome = await relay.fail(error.failure)
+        except TenonError as error:
+            outcome = await relay.fail(Failure.of(error))
         except asyncio.CancelledError:  # the server's deadline for running requests has passed
             outcome = await relay.fail(Failure.of(Unavailable("the gateway is shutting down", "try again")))
         except Exception:  # the edge of a request: the client gets an answer even to our own mistakes
@@ -151,37 +155,26 @@ class DataPlane:
         else:
             outcome = "ok"
         exchange.route.meters.outcomes[outcome].inc()
-        if reply is not None:
-            await _let_go(reply, whole=outcome == "ok")
-
-    async def _ask(self, exchange: Exchange) -> Reply:
-        """Send the request; return the engine's good reply, of which only the head has been read."""
-        model = exchange.route.public_name
-        payload = exchange.payload
-        try:
-            if payload is None:
-                reply = await self._session.get(exchange.url, headers=HEADERS)
-            else:
-                data = payload if len(payload) <= LARGE_BODY else io.BytesIO(payload)
-                reply = await self._session.post(exchange.url, data=data, headers=HEADERS)
-            self._source.note_reached()
-            if reply.status == 200:
-                return reply
-            async with reply:
-                body = await reply.read()
-        except BROKEN as error:
-            self._source.note_unreachable()
-            raise RelayFailed.unreachable(error, exchange) from error
-        if reply.status >= 500:
-            logger.warning("engine answered %d for %s: %s", reply.status, model, body[:500])
-        raise RelayFailed(engine_failure(reply.status, body, model, exchange.public_names))
+        note_outcome(outcome)
+        if courier.reply is not None:
+            await _let_go(courier.reply, whole=outcome == "ok")
 
 
-def _resolve(table: RouteTable, model: str | None) -> tuple[Route, EngineView]:
-    """The route of a name; without one, the base's."""
-    if model is None and table.engine is not None:
-        model = table.engine.base_name
-    return table.resolve(model or "")
+def _resolve(table: RouteTable, model: str | None, caller: Caller, conversation: str = "") -> Route:
+    """The route of a name; without one, the base's. To a caller who may not use it, it does not exist."""
+    if model is None:
+        model = table.engine.base_name if table.engine is not None else ""
+    if not caller.allows(model):
+        raise table.absent(model)
+    return table.resolve(model, conversation)
+
+
+def conversation_header(scope: Scope) -> str | None:
+    """What the client calls its conversation, if it does."""
+    for name, value in scope["headers"]:
+        if name == HEADER:
+            return str(value, "latin-1")
+    return None
 
 
 async def _let_go(reply: Reply, *, whole: bool) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 
 import aiohttp
 import orjson
-from yarl import URL
 
 from serve.errors import EngineFailed, EngineUnavailable
 from serve.gateway.asgi import Send, send_json
+from serve.gateway.call import note_first_token, note_usage
 from serve.gateway.endpoints import CHAT, RESPONSES, Endpoint
-from serve.gateway.failures import Failure, engine_event_failure
+from serve.gateway.failures import Failure, engine_event_failure, engine_words
 from serve.gateway.routes import Route
 from serve.gateway.stream import EventFilter, ResponsesFilter
 from serve.gateway.wire import Reply
+from serve.log_lines import named
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +32,13 @@ STREAM_HEADERS = [
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request on its way: where it goes, what is sent (None: nothing, it is a GET), what must come back.
+    """One request on its way: what is sent (None: nothing, it is a GET), to what route, what must come back.
 
-    ``single`` says that one choice was asked for, ``started`` is when the request came (``perf_counter``).
+    ``single`` says that one choice was asked for, ``started`` is when the request came (``perf_counter``),
+    ``conversation`` names its conversation, ``cost`` is how many tokens it may take.
     """
 
     route: Route
-    url: URL
     payload: bytes | None
     stream: bool
     keep_usage: bool
@@ -45,6 +46,8 @@ class Exchange:
     started: float
     public_names: Mapping[str, str]
     endpoint: Endpoint = CHAT
+    conversation: str = ""
+    cost: int = 1
 
 
 class RelayFailed(Exception):
@@ -57,7 +60,7 @@ class RelayFailed(Exception):
     @classmethod
     def unreachable(cls, error: BaseException, exchange: Exchange) -> "RelayFailed":
         """The engine could not be reached, or broke off."""
-        logger.warning("engine broke off for %s: %r", exchange.route.public_name, error)
+        logger.warning("engine broke off for %s: %s", exchange.route.public_name, named(error))
         return cls(Failure.of(EngineUnavailable("the engine is down or restarting", "try again shortly")))
 
 
@@ -74,6 +77,11 @@ class Relay:
         self._streaming = False
         self._complete = False
         self._last_token = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has got anything of the answer."""
+        return self._streaming or self._complete
 
     async def run(self, reply: Reply) -> None:
         """Relay the whole answer, else raise RelayFailed, after which :meth:`fail` tells the client."""
@@ -148,7 +156,7 @@ class Relay:
 
     def _event_failure(self, event: bytes) -> Failure:
         name = self._exchange.route.public_name
-        logger.warning("engine broke off the stream for %s: %s", name, event[:500])
+        logger.warning("engine broke off the stream for %s: %s", name, engine_words(event))
         return engine_event_failure(event, name, self._exchange.public_names)
 
     async def _write(self, events: bytes, *, more: bool) -> None:
@@ -166,6 +174,7 @@ class Relay:
         meters = self._exchange.route.meters
         if not self._last_token:
             meters.first_token.observe(now - self._exchange.started)
+            note_first_token(now - self._exchange.started)
         elif self._exchange.single:
             gap = (now - self._last_token) / count
             for _ in range(count):
@@ -175,5 +184,8 @@ class Relay:
     def _count(self, usage: Mapping[str, Any]) -> None:
         meters = self._exchange.route.meters
         # The second names are those of /v1/responses.
-        meters.prompt_tokens.inc(usage.get("prompt_tokens") or usage.get("input_tokens") or 0)
-        meters.completion_tokens.inc(usage.get("completion_tokens") or usage.get("output_tokens") or 0)
+        prompt = usage.get("prompt_tokens") or usage.get("input_tokens")
+        completion = usage.get("completion_tokens") or usage.get("output_tokens")
+        meters.prompt_tokens.inc(prompt or 0)
+        meters.completion_tokens.inc(completion or 0)
+        note_usage(prompt, completion, stream=self._exchange.stream)

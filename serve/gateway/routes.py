@@ -7,20 +7,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yarl import URL
 
 from serve.errors import AdapterNotReady, EngineUnavailable, ModelNotFound, TenonError
+from serve.gateway.balance.flow import Limits
 from serve.gateway.metrics import Meters
 from serve.gateway.policy import NO_POLICY, SamplingPolicy
 
+if TYPE_CHECKING:
+    from serve.gateway.sides import Sides
+
 NOTHING: Mapping[str, Any] = {}
+FIRST = "engine"
+"""The name of the engine that ``run/engine.json`` tells of."""
+MAX_LORAS, MAX_CPU_LORAS, MAX_NUM_SEQS = 4, 16, 256
+"""What an engine is taken to do of which nobody says it."""
 
 
 @dataclass(frozen=True)
 class EngineView:
-    """What ``run/engine.json`` says of the engine; ``record`` is all of it.
+    """What the record of an engine says of it (``run/engine.json`` or one in ``run/engines``); ``record`` is all.
 
     ``url`` is empty as long as the engine has none yet.
     """
@@ -29,14 +37,33 @@ class EngineView:
     base_name: str
     state: str
     record: Mapping[str, Any] = field(default_factory=dict)
+    name: str = FIRST
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "EngineView | None":
+    def of(cls, record: Mapping[str, Any], name: str = FIRST) -> "EngineView | None":
         """Read the record; None if it does not say which base the engine serves."""
         base_name = record.get("base_name")
         if not base_name:
             return None
-        return cls(str(record.get("url") or ""), str(base_name), str(record.get("state")), record)
+        return cls(str(record.get("url") or ""), str(base_name), str(record.get("state")), record, name)
+
+    @property
+    def usable(self) -> bool:
+        """Whether requests may be sent there."""
+        return bool(self.url) and self.state == "ready"
+
+    @cached_property
+    def limits(self) -> Limits:
+        """How much the engine takes at once."""
+        return Limits(
+            slots=self.record.get("max_loras") or MAX_LORAS,
+            running=self.record.get("max_num_seqs") or MAX_NUM_SEQS,
+        )
+
+    @property
+    def max_cpu_loras(self) -> int:
+        """How many adapters the engine keeps in memory."""
+        return self.record.get("max_cpu_loras") or MAX_CPU_LORAS
 
     @cached_property
     def _addresses(self) -> dict[str, URL]:
@@ -51,12 +78,21 @@ class EngineView:
 
 @dataclass(frozen=True)
 class Route:
-    """Where one public name leads; answers say ``public_name`` where the engine says ``engine_name``."""
+    """Where one public name leads; answers say ``public_name`` where the engine says ``engine_name``.
+
+    ``base`` is the base by whose engines it is answered.
+    """
 
     public_name: str
     engine_name: str
     meters: Meters
     policy: SamplingPolicy = NO_POLICY
+    base: str = ""
+
+    @property
+    def adapter(self) -> str | None:
+        """What an engine must hold for it; None for the base itself."""
+        return None if self.engine_name == self.base else self.engine_name
 
     @cached_property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -90,34 +126,65 @@ class Route:
 class RouteTable:
     """All names at one moment.
 
-    ``revision`` is the registry's, ``waiting`` says of known names why they cannot answer, ``models`` are the
-    cards of ``/v1/models`` by name, ``status`` is what ``/api/status`` tells.
+    ``revision`` is the registry's, ``engines`` are known by their names, ``waiting`` says of known names why they
+    cannot answer, ``models`` are the cards of ``/v1/models`` by name, ``status`` is what ``/api/status`` tells.
+    ``sides`` are those of weighted aliases, whose routes are of the version that leads. ``held`` are the engine
+    names that are ready, by engine; ``pinned`` and ``prefetched`` are engine names that engines are to keep.
     """
 
     revision: int
-    engine: EngineView | None
+    engines: Mapping[str, EngineView]
     routes: Mapping[str, Route]
     waiting: Mapping[str, str]
     models: Mapping[str, Mapping[str, Any]]
     status: Mapping[str, Any]
+    sides: Mapping[str, "Sides"] = field(default_factory=dict)
+    held: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    pinned: tuple[str, ...] = ()
+    prefetched: tuple[str, ...] = ()
 
-    def resolve(self, name: str) -> tuple[Route, EngineView]:
-        """The route of a public name, and the engine.
+    @cached_property
+    def engine(self) -> EngineView | None:
+        """The first engine; its base answers requests that name no model."""
+        return next(iter(self.engines.values()), None)
+
+    @cached_property
+    def bases(self) -> Mapping[str, list[EngineView]]:
+        """The engines of each base."""
+        found: dict[str, list[EngineView]] = {}
+        for engine in self.engines.values():
+            found.setdefault(engine.base_name, []).append(engine)
+        return found
+
+    @cached_property
+    def usable(self) -> frozenset[str]:
+        """The bases that some engine can be asked for."""
+        return frozenset(engine.base_name for engine in self.engines.values() if engine.usable)
+
+    def resolve(self, name: str, conversation: str = "") -> Route:
+        """The route of a public name for one conversation.
 
         Raises ModelNotFound, AdapterNotReady or EngineUnavailable.
         """
-        route = self.routes.get(name)
-        engine = self.engine
-        if route is not None and engine is not None and engine.url and engine.state != "down":
-            return route, engine
-        raise self._missing(name)
+        sides = self.sides.get(name)
+        route = sides.route(conversation) if sides is not None else self.routes.get(name)
+        if route is not None and route.base in self.usable:
+            return route
+        raise self._missing(name, route)
 
-    def _missing(self, name: str) -> TenonError:
+    def _missing(self, name: str, route: Route | None) -> TenonError:
         if name in self.waiting:
             return AdapterNotReady(f"{name} cannot answer yet: {self.waiting[name]}", "try again shortly")
-        if self.engine is None or name in self.routes:
-            what = "is down" if self.engine is not None and self.engine.url else "has not been started yet"
+        if self.engines and route is not None:
+            started = any(engine.url for engine in self.bases.get(route.base, ()))
+            what = "is down or restarting" if started else "has not been started yet"
             return EngineUnavailable(f"the engine {what}", "try again shortly")
+        return self.absent(name)
+
+    def absent(self, name: str) -> TenonError:
+        """What is said of a name that means nothing, or that the caller may not know to mean something."""
+        if not self.engines:
+            return EngineUnavailable("the engine has not been started yet", "try again shortly")
         return ModelNotFound(
             f"the model {name[:100]!r} does not exist", "GET /v1/models lists the names that are served"
         )
@@ -128,5 +195,5 @@ class RouteTable:
         return {route.engine_name: route.public_name for route in self.routes.values()}
 
 
-EMPTY = RouteTable(-1, None, NOTHING, NOTHING, NOTHING, NOTHING)
+EMPTY = RouteTable(-1, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
 """What is known before the first look at the registry."""

@@ -1,10 +1,12 @@
 """Listens: binds the port, runs uvicorn, and leaves a record of itself in ``run/gateway.json``."""
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -12,12 +14,17 @@ import uvicorn
 from serve.config import Settings
 from serve.errors import TenonError
 from serve.gateway.app import Gateway
+from serve.gateway.auth import Keyring
 from serve.gateway.protocol import GuardedProtocol
 from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
-from serve.net import listen, url_of
+from serve.gateway.tracing import tracing
+from serve.net import check_reach, is_loopback, listen, url_of
+from serve.operator import operator_key
 from serve.records import ProcessIdentity, write_json
-from serve.registry import Registry
+from serve.registry import Registry, hash_of
+
+logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30
 """How long running requests may go on after SIGTERM."""
@@ -68,15 +75,36 @@ class GatewayServer(uvicorn.Server):
         write_json(self._record, ProcessIdentity.of(os.getpid()).to_json() | where)
 
 
+@contextlib.contextmanager
+def keyring(settings: Settings, registry: Registry, sock: socket.socket) -> Iterator[Keyring]:
+    """The keys that a gateway on this socket asks for, and the operator's in a file while the block runs.
+
+    Raises ConfigError where other machines would reach a gateway that has no keys.
+    """
+    used, address = registry.keys_used(), sock.getsockname()[0]
+    check_reach(sock, keys=used)
+    if not used:
+        logger.warning("no keys: loopback only; whoever reaches %s may ask everything", address)
+    with operator_key(settings.state) as secret:
+        keys = Keyring(registry, loopback=is_loopback(address), operator=hash_of(secret))
+        keys.open_metrics = settings.open_metrics
+        yield keys
+
+
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
     sock = listen(settings.host, settings.port)
-    with Registry.of(settings) as registry:
+    with (
+        Registry.of(settings) as registry,
+        keyring(settings, registry, sock) as keys,
+        tracing(settings) as tracer,
+    ):
         # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        source = RouteSource(registry, settings.state / "engine.json")
-        server = GatewayServer(Gateway(source, Rules.of(settings)), sock, settings.state / "gateway.json")
+        source = RouteSource(registry, settings.state / "engine.json", keys)
+        app = Gateway(source, Rules.of(settings), tracer)
+        server = GatewayServer(app, sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

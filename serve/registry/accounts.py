@@ -31,6 +31,11 @@ class Accounts:
         with self._database.read() as connection:
             return keys.read(connection, revoked=revoked)
 
+    def keys_used(self) -> bool:
+        """Whether a key was ever created, be it revoked since."""
+        with self._database.read() as connection:
+            return keys.any_created(connection)
+
     def key(self, key: int | str) -> ApiKey:
         """The key of that number or name that is not revoked; raises KeyNotFound."""
         with self._database.read() as connection:

@@ -130,6 +130,11 @@ def read(connection: Connection, *, revoked: bool) -> list[ApiKey]:
     return [to_key(row) for row in rows]
 
 
+def any_created(connection: Connection) -> bool:
+    """Whether there is any row, as keys are never deleted."""
+    return connection.execute(select(keys.c.id).limit(1)).first() is not None
+
+
 def find(connection: Connection, key: int | str) -> ApiKey:
     """The key that is not revoked and has this number or name; raises KeyNotFound."""
     if isinstance(key, int) or key.isdecimal():

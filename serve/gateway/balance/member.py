@@ -7,6 +7,12 @@ from typing import Any
 from serve.gateway.balance.residency import Residency
 from serve.gateway.balance.slots import Limits, Slots
 
+LEAST_PATIENCE = 1.0
+MOST_PATIENCE = 30.0
+"""Seconds: shorter turns would spend the slots on draining, longer ones make clients give up."""
+WEIGHT = 0.05
+"""What one answer counts for in the usual time of an answer: some twenty answers are remembered."""
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -25,6 +31,12 @@ class Member:
         self.info = info
         self.slots = Slots(info.limits, clock)
         self.residency = Residency(info.max_cpu_loras)
+        self._usual = info.limits.patience  # seconds
+
+    def learn(self, seconds: float) -> None:
+        """An answer took so long: the patience follows the exponentially weighted mean of all answers."""
+        self._usual += WEIGHT * (seconds - self._usual)
+        self.slots.patience = min(max(self._usual, LEAST_PATIENCE), MOST_PATIENCE)
 
     def status(self) -> dict[str, Any]:
         """How it does, for ``/api/status``."""
@@ -33,4 +45,5 @@ class Member:
             "waiting": self.slots.waiting,
             "adapters_running": sorted(self.slots.holders),
             "adapters_draining": sorted(self.slots.draining),
+            "patience": round(self.slots.patience, 3),
         }

@@ -13,6 +13,8 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,11 +35,15 @@ PROBE_SECONDS = 5.0
 Probe = Callable[[str], Awaitable[bool]]
 """Asks an engine, by name, whether it is well; what cannot be reached is not."""
 
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Makes a context that is entered while a request waits, for the metrics."""
+
 
 class EnginePool:
     """Chooses engines; ``update`` says which there are, ``running`` lets time pass.
 
-    A choice takes O(engines), and what the parts take; see there.
+    ``ejected`` is called with the name of each engine that is ejected. A choice takes O(engines), and what the
+    parts take; see there.
     """
 
     def __init__(
@@ -47,8 +53,10 @@ class EnginePool:
         health: Health | None = None,
         budget: RetryBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
+        ejected: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.clock = clock
+        self._ejected = ejected
         self.health = health or Health(clock=clock)
         self._probe = probe
         self._budget = budget or RetryBudget(clock=clock)
@@ -90,15 +98,23 @@ class EnginePool:
         return Attempts(self._budget)
 
     def choose(
-        self, adapter: str | None, conversation: str, *, cost: int, tried: frozenset[str] = frozenset()
+        self,
+        adapter: str | None,
+        conversation: str,
+        *,
+        cost: int,
+        tried: frozenset[str] = frozenset(),
+        place: bool = True,
+        waiting: Waiting = contextlib.nullcontext,
     ) -> "EngineTicket":
         """A place on an engine for a request of ``cost`` tokens, to be entered with ``async with``.
 
         ``adapter`` is an engine name, or None for the base; ``tried`` are engines to be avoided if others can do
-        it. Entering raises :class:`AdapterNotReady`, :class:`EngineUnavailable` or, when too many wait or it
-        waited too long, :class:`Overloaded`.
+        it. Without ``place`` it needs none, as the engine's model has nothing to do; it never waits then.
+        Entering raises :class:`AdapterNotReady`, :class:`EngineUnavailable` or, when too many wait or it waited
+        too long, :class:`Overloaded`.
         """
-        return EngineTicket(self, adapter, conversation, cost, tried)
+        return EngineTicket(self, Wish(adapter, conversation, cost, tried, place, waiting))
 
     def pick(self, adapter: str | None, conversation: str, tried: frozenset[str]) -> Member:
         """The engine for a request; see :func:`hashing.pick`."""
@@ -107,11 +123,18 @@ class EnginePool:
         holders = [name for name in self._members if self._holds(name, adapter)]
         if not holders:
             raise AdapterNotReady(f"no engine holds {adapter} at this moment", "try again shortly")
+        if len(holders) == 1:
+            return self._members[holders[0]]
         usable = self.health.available([name for name in holders if name not in tried] or holders)
         roomy = [name for name in usable if not self._members[name].slots.full(adapter)] or usable
         loads = {name: self._members[name].slots.load for name in roomy}
         order = self._ring.walk(adapter or "", conversation)
         return self._members[pick(order, loads, lambda name: self._members[name].slots.starts(adapter))]
+
+    def another(self, adapter: str | None, tried: frozenset[str]) -> bool:
+        """Whether an engine that was not tried yet holds the adapter and may be asked."""
+        out = tried | self.health.ejected
+        return any(name not in out and self._holds(name, adapter) for name in self._members)
 
     def settle(self, member: Member, outcome: Outcome, sent: float) -> None:
         """Learn from how an attempt on an engine ended that was sent at the time ``sent``."""
@@ -123,6 +146,7 @@ class EnginePool:
                 logger.info("engine %s answers again", name)
         elif self.health.failed(name):
             logger.warning("engine %s has failed too often, it is not asked for now", name)
+            self._ejected(name)
             member.slots.displace()
 
     def tick(self) -> None:
@@ -159,23 +183,9 @@ class EnginePool:
         self.health.probed(name, well=well)
         logger.info("engine %s %s", name, "answers again" if well else "still does not answer")
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> AbstractAsyncContextManager[None]:
         """Tick and sweep while the block runs."""
-
-        async def ticking() -> None:
-            self.tick()
-
-        tasks = [
-            asyncio.create_task(_every(TICK_SECONDS, ticking)),
-            asyncio.create_task(_every(SWEEP_SECONDS, self.sweep)),
-        ]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return time_passes(lambda: [self])
 
     def evictable(self, engine: str) -> list[str]:
         """Adapters that the reconciler may unload from an engine, in this order."""
@@ -194,22 +204,37 @@ class EnginePool:
         }
 
 
-class EngineTicket:
-    """One request's place on one engine; ``engine`` is its name and ``waited`` the seconds it took, once entered."""
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request wants of a pool; see :meth:`EnginePool.choose`."""
 
-    def __init__(
-        self, pool: EnginePool, adapter: str | None, conversation: str, cost: int, tried: frozenset[str]
-    ) -> None:
+    adapter: str | None
+    conversation: str
+    cost: int
+    tried: frozenset[str]
+    place: bool
+    waiting: Waiting
+
+
+class EngineTicket:
+    """One request's place on one engine, from the moment it may be sent until its answer has ended.
+
+    Once entered, ``engine`` is the engine's name and ``waited`` the seconds until then; once left, ``held`` is for
+    how many seconds the engine had the request and ``outcome`` how that ended.
+    """
+
+    def __init__(self, pool: EnginePool, wish: Wish) -> None:
         self.engine = ""
         self.waited = 0.0
+        self.held = 0.0
+        self.outcome = Outcome.UNKNOWN
         self._pool = pool
-        self._wish = (adapter, conversation, cost, tried)
-        self._outcome = Outcome.UNKNOWN
+        self._wish = wish
         self._sent = 0.0
 
     def report(self, outcome: Outcome) -> None:
         """Say how the attempt ended; the last word counts, and without one nothing is learned of the engine."""
-        self._outcome = outcome
+        self.outcome = outcome
 
     async def __aenter__(self) -> Self:
         started = self._pool.clock()
@@ -222,20 +247,26 @@ class EngineTicket:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.settle(self._member, self._outcome, self._sent)
-        self._member.slots.end(self._request)
+        self.held = self._pool.clock() - self._sent
+        self._pool.settle(self._member, self.outcome, self._sent)
+        if self._request is not None:
+            if self.outcome is Outcome.OK:
+                self._member.learn(self.held)
+            self._member.slots.end(self._request)
 
-    async def _admission(self) -> tuple[Member, Request]:
-        adapter, conversation, cost, tried = self._wish
-        deadline = None
+    async def _admission(self) -> tuple[Member, Request | None]:
+        wish, tried, deadline = self._wish, self._wish.tried, None
         while True:
-            member = self._pool.pick(adapter, conversation, tried)
-            if adapter is not None:
-                member.residency.touch(adapter)
-            request = member.slots.submit(adapter, cost, deadline=deadline)
+            member = self._pool.pick(wish.adapter, wish.conversation, tried)
+            if wish.adapter is not None:
+                member.residency.touch(wish.adapter)
+            if not wish.place:
+                return member, None
+            request = member.slots.submit(wish.adapter, wish.cost, deadline=deadline)
             deadline = request.deadline
             if request.state is State.WAITING:
-                await _decided(member.slots, request)
+                with wish.waiting():
+                    await _decided(member.slots, request)
             if request.state is State.RUNNING:
                 return member, request
             if request.state is State.EXPIRED:
@@ -252,6 +283,29 @@ async def _decided(slots: Slots, request: Request) -> None:
     except asyncio.CancelledError:
         slots.end(request)
         raise
+
+
+@contextlib.asynccontextmanager
+async def time_passes(pools: Callable[[], Iterable[EnginePool]]) -> AsyncIterator[None]:
+    """Tick and sweep the pools that there are while the block runs."""
+
+    async def ticking() -> None:
+        for pool in list(pools()):
+            pool.tick()
+
+    async def sweeping() -> None:
+        await asyncio.gather(*(pool.sweep() for pool in pools()))
+
+    tasks = [
+        asyncio.create_task(_every(TICK_SECONDS, ticking)),
+        asyncio.create_task(_every(SWEEP_SECONDS, sweeping)),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:

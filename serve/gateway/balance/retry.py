@@ -15,7 +15,9 @@ class Outcome(Enum):
 
     OK = "ok"
     REJECTED = "rejected"  # the client's mistake: the engine answered 4xx
-    REFUSED = "refused"  # no connection, or it broke before anything of the answer came
+    LOST = "lost"  # the engine is well, but does not hold the adapter
+    REFUSED = "refused"  # no connection
+    CUT = "cut"  # the connection broke after the request was sent, before anything of the answer came
     UNAVAILABLE = "unavailable"  # the engine answered 503
     FAILED = "failed"  # another 5xx, silence, or an answer that broke off
     UNKNOWN = "unknown"  # the client left, or nobody said
@@ -34,12 +36,12 @@ class Outcome(Enum):
         """What it says of the engine: True, False, or None for nothing."""
         if self is Outcome.UNKNOWN:
             return None
-        return self in (Outcome.OK, Outcome.REJECTED)
+        return self in (Outcome.OK, Outcome.REJECTED, Outcome.LOST)
 
     @property
     def retryable(self) -> bool:
-        """Whether the engine has not begun to work on the request, as far as one can know."""
-        return self in (Outcome.REFUSED, Outcome.UNAVAILABLE)
+        """Whether the engine did not do the work, as far as one can know."""
+        return self in (Outcome.REFUSED, Outcome.UNAVAILABLE, Outcome.LOST, Outcome.CUT)
 
 
 class RetryBudget:
@@ -88,7 +90,10 @@ class RetryBudget:
 
 
 class Attempts:
-    """The attempts of one request: ``tried`` are engines that failed it."""
+    """The attempts of one request: ``tried`` are engines that failed it.
+
+    After two engines that broke off there is no third: the request may be what ended them.
+    """
 
     MOST = 3
     """Attempts in all: two dead engines that nobody has ejected yet do not fail a request."""
@@ -97,12 +102,14 @@ class Attempts:
         self.tried: frozenset[str] = frozenset()
         self._budget = budget
         self._made = 0
+        self._cut = 0
         budget.deposit()
 
     def again(self, engine: str, outcome: Outcome, *, begun: bool) -> bool:
         """Whether to try again after ``engine`` gave ``outcome``; ``begun``: the client has got a byte already."""
         self._made += 1
         self.tried |= {engine}
-        if begun or not outcome.retryable or self._made >= self.MOST:
+        self._cut += outcome is Outcome.CUT
+        if begun or not outcome.retryable or self._made >= self.MOST or self._cut > 1:
             return False
         return self._budget.withdraw()

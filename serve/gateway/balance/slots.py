@@ -45,11 +45,14 @@ LONGEST_RETRY_AFTER = 30
 class Slots:
     """Admission to one engine. ``pinned`` are adapters that drain last, the live versions of aliases.
 
+    ``patience`` begins as that of the limits and may be changed at any time.
+
     Not to be called from several threads, nor from a request's ``wake``.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
+        self.patience = limits.patience
         self.pinned: frozenset[str] = frozenset()
         self.running = 0
         self.waiting = 0
@@ -251,11 +254,11 @@ class Slots:
     def _starving(self, now: float) -> int:
         """How many wait for a slot longer than they should; no more than there are slots count."""
         first = itertools.islice(self._line, self.limits.slots)
-        return sum(now - flow.since >= self.limits.patience for flow in first)
+        return sum(now - flow.since >= self.patience for flow in first)
 
     def _may_drain(self, flow: Flow, now: float) -> bool:
         served = not flow.owed or not flow.queue
-        return served and flow not in self._draining and now - flow.turn >= self.limits.patience
+        return served and flow not in self._draining and now - flow.turn >= self.patience
 
     def _drain(self, flow: Flow) -> None:
         self._round.pop(flow, None)

@@ -91,6 +91,17 @@ def test_snippets_survive_quotes_and_newlines() -> None:
     compile(code, "snippet", "exec")
 
 
+def test_snippets_read_the_key_from_the_environment_where_one_is_needed() -> None:
+    messages = [{"role": "user", "content": "x"}]
+    assert "Bearer" not in curl_snippet("http://127.0.0.1:1", "a", messages)
+    assert "Bearer $OPENAI_API_KEY" in shlex.split(
+        curl_snippet("http://127.0.0.1:1", "a", messages, keys=True)
+    )[5].replace("authorization: ", "")
+    code = python_snippet("http://127.0.0.1:1", "a", messages, keys=True)
+    assert "api_key" not in code
+    compile(code, "snippet", "exec")
+
+
 def test_options_become_overrides_whatever_characters_they_hold() -> None:
     path = "/data/it's: a [file] #1.csv"
     recipe = Recipe.load(None, given(base=None, name="x", data=path, test=None))

@@ -36,6 +36,26 @@ def test_the_command_line_says_what_the_spec_says():
     assert "--enable-lora" in argv
 
 
+@pytest.mark.parametrize(
+    ("changes", "running"),
+    [
+        ({}, 128),
+        ({"device": "cuda"}, 256),
+        ({"max_num_seqs": 9}, 9),
+        ({"max_num_seqs": 9, "extra_args": ("--max-num-seqs", "32")}, 32),
+        ({"extra_args": ("--max_num_seqs=48",)}, 48),
+        ({"extra_args": ("--max-num-seqs", "many")}, 128),
+    ],
+)
+def test_what_runs_at_once_is_known_from_the_command_line(changes, running):
+    limits = spec(max_loras=3, **changes).limits
+    assert (limits.max_loras, limits.max_cpu_loras, limits.max_num_seqs) == (3, 16, running)
+    argv = spec(**changes).argv()
+    assert ("--max-num-seqs" in argv) == (
+        running in (9, 32) or "--max-num-seqs" in changes.get("extra_args", ())
+    )
+
+
 def test_the_engine_listens_on_this_machine_only():
     assert value(spec().argv(port=1), "--host") == "127.0.0.1"
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -19,8 +20,9 @@ from support.postgres import Cluster
 
 from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
+from serve.operator import operator_secret
 from serve.records import ProcessIdentity, write_json
-from serve.registry import Registry
+from serve.registry import Registry, Rights
 
 
 async def start(home: Path, *options: str, **variables: str) -> Process:
@@ -30,11 +32,13 @@ async def start(home: Path, *options: str, **variables: str) -> Process:
 
 
 @asynccontextmanager
-async def running(home: Path, **variables: str) -> AsyncIterator[tuple[Process, dict[str, Any]]]:
+async def running(
+    home: Path, *options: str, **variables: str
+) -> AsyncIterator[tuple[Process, dict[str, Any]]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = await start(home, "--port", str(port), **variables)
+    process = await start(home, "--port", str(port), *options, **variables)
     record = home / "run" / "gateway.json"
     try:
         await until(lambda: record.exists() or process.returncode is not None, 20)
@@ -143,3 +147,47 @@ async def test_presets_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path
     last = errors.decode().splitlines()[-1]
     assert last.startswith("gateway: ")
     assert "presets.yaml: a: temperature" in last
+
+
+async def test_without_keys_it_listens_on_the_loopback_address_only(tmp_path: Path) -> None:
+    process = await start(tmp_path, "--host", "0.0.0.0", "--port", str(free_port()))
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    assert "tenon keys create" in errors.decode().splitlines()[-1]
+    with Registry.open(tmp_path) as registry:
+        secret = registry.create_key("shop", Rights(scopes=("admin",))).secret
+    async with running(tmp_path, "--host", "0.0.0.0") as (_, record):
+        with Registry.open(tmp_path) as registry:
+            registry.revoke_key("shop")
+            revision = registry.revision()
+        operator = operator_secret(tmp_path / "run")
+        async with aiohttp.ClientSession(record["url"]) as http:
+            for given, status in ((secret, 401), ("", 401), (operator, 200)):
+                headers = {"authorization": f"Bearer {given}"}
+                while True:
+                    async with http.get("/healthz") as reply:
+                        if (await reply.json())["revision"] >= revision:
+                            break
+                async with http.get("/metrics", headers=headers) as reply:
+                    assert reply.status == status
+    assert operator_secret(tmp_path / "run") == operator, "it was killed"
+
+
+async def test_the_operators_key_comes_and_goes_with_the_process(tmp_path: Path) -> None:
+    async with running(tmp_path, TENON_OPEN_METRICS="true") as (process, record):
+        path = tmp_path / "run" / "operator.key"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with Registry.open(tmp_path) as registry:
+            registry.create_key("shop")
+        async with aiohttp.ClientSession(record["url"]) as http:
+            for _ in range(100):
+                async with http.get("/v1/models") as reply:
+                    if reply.status == 401:
+                        break
+                await asyncio.sleep(0.02)
+            assert reply.status == 401
+            async with http.get("/metrics") as reply:
+                assert reply.status == 200
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert not path.exists()

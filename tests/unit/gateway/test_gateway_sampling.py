@@ -3,13 +3,12 @@
 import re
 from typing import Any
 
-import aiohttp
 import openai
 import pytest
 from gateway_harness import MESSAGES, Bench
 from test_gateway_errors import check_shape
 
-from serve.gateway.salt import cache_salt, tenant_of
+from serve.gateway.salt import cache_salt
 
 POLICY = {
     "defaults": {"temperature": 0.3},
@@ -88,38 +87,24 @@ async def test_an_alias_whose_limits_cannot_be_read_does_not_answer(bench: Bench
 
 async def test_salts_keep_tenants_apart_and_none_is_set_without_keys(bench: Bench) -> None:
     assert "cache_salt" not in await sent_to_base(bench)
-    salts = []
-    for tenant in ("a", "b"):
-        with_tenant(bench, tenant)
-        salts.append((await sent_to_base(bench))["cache_salt"])
-    assert salts == [cache_salt("a"), cache_salt("b")]
-    assert salts[0] != salts[1]
-    assert all(re.fullmatch("[0-9a-f]{64}", salt) for salt in salts), "vLLM takes 128 plain characters"
-    with_tenant(bench, "a")
-    assert "cache_salt" not in await sent_to_base(bench, "/tokenize", prompt="x")
+    secrets = {
+        name: bench.registry.create_key(name, tenant=tenant).secret
+        for name, tenant in (("one", "a"), ("two", "a"), ("three", "b"), ("four", ""), ("five", ""))
+    }
+    await bench.follow()
+    salts = {name: (await sent_to_base(bench, secret))["cache_salt"] for name, secret in secrets.items()}
+    assert salts["one"] == salts["two"] == cache_salt("tenant:a")
+    assert len(set(salts.values())) == 4, "who has no tenant is one of his own"
+    assert all(re.fullmatch("[0-9a-f]{64}", salt) for salt in salts.values()), "vLLM takes 128 plain letters"
+    assert "cache_salt" not in await sent_to_base(bench, secrets["one"], "/tokenize", prompt="x")
 
 
-async def sent_to_base(bench: Bench, path: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
-    """Over a connection of its own: uvicorn keeps the app of a connection as long as that lives."""
-    async with aiohttp.ClientSession(bench.server.url) as http:
-        await http.post(path, json=body or {"model": "base", "messages": MESSAGES})
+async def sent_to_base(
+    bench: Bench, secret: str = "none", path: str = "/v1/chat/completions", **body: Any
+) -> dict[str, Any]:
+    headers = {"authorization": f"Bearer {secret}"}
+    async with bench.http.post(
+        path, json=body or {"model": "base", "messages": MESSAGES}, headers=headers
+    ) as reply:
+        assert reply.status == 200, await reply.text()
     return bench.engine.bodies[-1]
-
-
-def with_tenant(bench: Bench, tenant: str) -> None:
-    """Note a tenant as authentication in front of the gateway would."""
-    gateway = bench.server.config.loaded_app
-    inner = getattr(gateway, "inner", gateway)
-
-    async def outer(scope: Any, receive: Any, send: Any) -> None:
-        scope.setdefault("state", {})["tenant"] = tenant
-        await inner(scope, receive, send)
-
-    outer.inner = inner  # type: ignore[attr-defined]
-    bench.server.config.loaded_app = outer
-
-
-def test_the_tenant_of_a_scope() -> None:
-    assert tenant_of({"state": {"tenant": "a"}}) == "a"
-    assert tenant_of({"state": {}}) is None
-    assert tenant_of({}) is None

@@ -20,6 +20,7 @@ VALUES = {
     "engine_url": "http://127.0.0.1:8000",
     "max_loras": "8",
     "max_cpu_loras": "32",
+    "max_num_seqs": "64",
     "max_lora_rank": "128",
     "max_adapter_mib": "512",
     "adapter_timeout": "60",
@@ -31,7 +32,10 @@ VALUES = {
     "media": "image,audio",
     "unknown_fields": "drop",
     "presets": "/srv/presets.yaml",
+    "open_metrics": "True",
     "log_level": "debug",
+    "log_format": "json",
+    "otlp_endpoint": "http://collector:4318",
 }
 DATABASE = "postgresql://me:s3cret@db/tenon"
 

@@ -156,6 +156,7 @@ async def test_who_hangs_up_while_waiting_leaves_no_trace(
         "waiting": 0,
         "adapters_running": ["x", "y"],
         "adapters_draining": [],
+        "patience": 3.0,
         "ejected": False,
     }
 

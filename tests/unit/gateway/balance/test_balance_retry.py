@@ -59,7 +59,7 @@ def test_time_alone_fills_no_more_than_the_bucket_holds() -> None:
 @pytest.mark.parametrize("outcome", Outcome)
 def test_only_who_did_nothing_is_asked_again(outcome: Outcome) -> None:
     retried = Attempts(RetryBudget()).again("a", outcome, begun=False)
-    assert retried == (outcome in (Outcome.REFUSED, Outcome.UNAVAILABLE))
+    assert retried == (outcome in (Outcome.REFUSED, Outcome.UNAVAILABLE, Outcome.LOST, Outcome.CUT))
     assert not Attempts(RetryBudget()).again("a", outcome, begun=True)
 
 
@@ -69,6 +69,12 @@ def test_three_attempts_at_most_and_the_failed_are_known() -> None:
     assert request.again("b", Outcome.UNAVAILABLE, begun=False)
     assert not request.again("c", Outcome.REFUSED, begun=False)
     assert request.tried == {"a", "b", "c"}
+
+
+def test_a_request_that_broke_two_engines_off_gets_no_third() -> None:
+    request = Attempts(RetryBudget())
+    assert request.again("a", Outcome.CUT, begun=False)
+    assert not request.again("b", Outcome.CUT, begun=False)
 
 
 @pytest.mark.parametrize(

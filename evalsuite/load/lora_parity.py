@@ -1,0 +1,192 @@
+"""``make check-lora-cpu``: our LoRA code for CPUs must say what vLLM's says.
+
+Starts the real engine twice, without and with our plugin. Each answers the same questions greedily, by several
+adapters and the base at the same time, and gives the log-probabilities. Up to the first token in which the two engines
+differ they read the same text, so there the log-probabilities must agree; and a first difference is allowed only
+between tokens that were as good as equally likely to vLLM's own code, as bfloat16 rounds.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+
+from evalsuite.load.adapters import write_adapter
+from evalsuite.load.bases import SHAPES, write_base
+from evalsuite.load.lora_cpu import START_TIMEOUT, TIMEOUT, UnpluggedSpec
+from serve.engine.client import EngineClient
+from serve.engine.process import EngineProcess
+from serve.engine.spec import EngineSpec
+from serve.registry.base import identify_base
+
+WHATS = ("parcel", "kettle", "invoice", "refund", "phone", "address", "tent", "lamp", "order", "keyboard")
+SAID = ("is late", "is broken", "is the wrong one", "cannot be found", "was too expensive")
+ASKED = (
+    "What can I do?",
+    "Please help me soon, I need it for a party.",
+    "When?",
+    "Who can tell me more about it?",
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer: its log-probability (nats), and by how much it was ahead of the next likely one."""
+
+    text: str
+    logprob: float
+    ahead: float
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Token":
+        """Read an entry of a chat answer's ``logprobs.content`` with two ``top_logprobs``."""
+        first, second = (float(top["logprob"]) for top in content["top_logprobs"][:2])
+        return cls(content["token"], float(content["logprob"]), first - second)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """``same`` answers, those that part at a ``tie``, and at something else (``different``), with what they show.
+
+    ``worst`` is the largest difference of log-probabilities of the same token after the same text, in nats, and
+    ``mean`` the mean of these; ``examples`` say where answers differ.
+    """
+
+    answers: int
+    tokens: int
+    same: int
+    tie: int
+    different: int
+    worst: float
+    mean: float
+    examples: list[str]
+
+
+def compare(stock: Sequence[Sequence[Token]], ours: Sequence[Sequence[Token]], tie: float) -> Parity:
+    """Compare answers pairwise; ``tie`` is the lead in nats up to which two tokens count as equally likely."""
+    same = ties = 0
+    gaps: list[float] = []
+    examples = []
+    for number, (theirs, own) in enumerate(zip(stock, ours, strict=True)):
+        pairs = list(zip(theirs, own, strict=False))
+        shared = list(itertools.takewhile(lambda pair: pair[0].text == pair[1].text, pairs))
+        gaps += [abs(a.logprob - b.logprob) for a, b in shared]
+        if len(shared) == len(theirs) == len(own):
+            same += 1
+        elif len(shared) < len(pairs) and pairs[len(shared)][0].ahead <= tie:
+            ties += 1
+        else:
+            examples.append(f"answer {number}, token {len(shared)}: {pairs[len(shared) :][:1]}")
+    different = len(stock) - same - ties
+    mean = sum(gaps) / len(gaps) if gaps else 0.0
+    return Parity(len(stock), len(gaps), same, ties, different, max(gaps, default=0.0), mean, examples[:5])
+
+
+def questions(many: int) -> list[str]:
+    """Different questions of different lengths."""
+    found = []
+    for number, (what, said, asked) in enumerate(itertools.cycle(itertools.product(WHATS, SAID, ASKED))):
+        if number == many:
+            return found
+        found.append(f"My {what} {said}. " * (1 + number % 7) + f"It is number {number}. {asked}")
+    raise AssertionError("a cycle does not end")
+
+
+async def answers(
+    spec: EngineSpec, adapters: Mapping[str, Path], options: argparse.Namespace
+) -> list[list[Token]]:
+    """What one engine answers: the questions in turn to the base and to each adapter, all at the same time."""
+    models = [spec.base_name, *adapters]
+    gate = asyncio.Semaphore(options.at_once)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = await EngineProcess.start(spec, Path(folder) / "engine.log")
+        try:
+            await engine.wait_ready(START_TIMEOUT)
+            async with EngineClient(engine.url, timeout=300.0) as client:
+                for name, path in adapters.items():
+                    await client.load(name, path)
+            connector = aiohttp.TCPConnector(limit=0)
+            async with aiohttp.ClientSession(connector=connector, timeout=TIMEOUT) as session:
+
+                async def ask(model: str, question: str) -> list[Token]:
+                    body = {
+                        "model": model,
+                        "messages": [{"role": "user", "content": question}],
+                        "max_tokens": options.tokens,
+                        "temperature": 0,
+                        "logprobs": True,
+                        "top_logprobs": 2,
+                    }
+                    async with gate, session.post(f"{engine.url}/v1/chat/completions", json=body) as reply:
+                        reply.raise_for_status()
+                        content = (await reply.json())["choices"][0]["logprobs"]["content"]
+                    return [Token.of(item) for item in content]
+
+                asked = questions(options.prompts)
+                pairs = [(model, question) for question in asked for model in models]
+                return list(await asyncio.gather(*(ask(*pair) for pair in pairs)))
+        finally:
+            await engine.stop()
+
+
+async def check(options: argparse.Namespace) -> Parity:
+    """Ask both engines, one after the other, and compare."""
+    with tempfile.TemporaryDirectory() as folder:
+        if options.shape:
+            base = identify_base(str(write_base(Path(folder) / options.shape, SHAPES[options.shape])))
+        else:
+            base = identify_base(options.model)
+        adapters = {
+            f"a{rank}": write_adapter(
+                Path(folder) / f"a{rank}", base, rank=rank, seed=rank, scale=options.scale
+            )
+            for rank in options.ranks
+        }
+        found = []
+        for kind in (UnpluggedSpec, EngineSpec):
+            spec = kind(base.path, base.name, max_loras=len(adapters), max_lora_rank=max(8, *options.ranks))
+            found.append(await answers(spec, adapters, options))
+    return compare(found[0], found[1], options.tie)
+
+
+def main() -> int:
+    """Run the comparison and print it; 1 if answers differ by more than a tie."""
+    parser = argparse.ArgumentParser(prog="python -m evalsuite.load.lora_parity", description=__doc__)
+    parser.add_argument("--model", default="tenon-tiny", help="base model")
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), help="a base of this shape with random weights instead"
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64], help="an adapter of each rank")
+    parser.add_argument("--scale", type=float, default=2.0, help="how much the adapters change")
+    parser.add_argument("--prompts", type=int, default=200, help="questions that each model is asked")
+    parser.add_argument("--tokens", type=int, default=32, help="longest answer")
+    parser.add_argument("--at-once", type=int, default=32, help="requests at once")
+    parser.add_argument("--tie", type=float, default=0.05, help="lead in nats that rounding may turn")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    found = asyncio.run(check(options))
+    console = Console(highlight=False)
+    if options.json:
+        console.print_json(json.dumps(asdict(found)))
+    else:
+        console.print(
+            f"{found.answers} answers: {found.same} the same, {found.tie} part at a tie, {found.different} differ\n"
+            f"log-probabilities of {found.tokens} tokens after the same text: "
+            f"mean difference {found.mean:.4f}, largest {found.worst:.4f}"
+        )
+        for example in found.examples:
+            console.print(f"  {example}", soft_wrap=True)
+    return 1 if found.different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+import pytest
+
+from evalsuite.load.lora_parity import Token, compare, questions
+
+A, B = Token("a", -0.1, 3.0), Token("b", -0.7, 0.01)
+
+
+def test_same_answers_are_the_same():
+    found = compare([[A, B]], [[Token("a", -0.12, 3.0), B]], tie=0.05)
+    assert (found.same, found.tie, found.different, found.tokens) == (1, 0, 0, 2)
+    assert found.worst == pytest.approx(0.02)
+    assert found.mean == pytest.approx(0.01)
+
+
+def test_answers_may_part_where_two_tokens_were_equally_likely():
+    found = compare([[A, B, A]], [[A, Token("c", -0.7, 0.01), Token("d", -9.0, 1.0)]], tie=0.05)
+    assert (found.same, found.tie, found.different) == (0, 1, 0)
+    assert found.tokens == 1, "what follows a parting is of another text"
+
+
+@pytest.mark.parametrize("other", [[Token("c", -0.1, 3.0), B], [A]], ids=["another token", "shorter"])
+def test_any_other_difference_counts(other):
+    found = compare([[A, B], [A]], [other, [A]], tie=0.05)
+    assert (found.same, found.tie, found.different) == (1, 0, 1)
+    assert "answer 0" in found.examples[0]
+
+
+def test_the_questions_differ_from_each_other():
+    assert len(set(questions(500))) == 500
+
+
+def test_the_top_two_say_how_far_a_token_was_ahead():
+    top = [{"logprob": -0.25}, {"logprob": -1.5}]
+    assert Token.of({"token": "x", "logprob": -0.25, "top_logprobs": top}) == Token("x", -0.25, 1.25)
