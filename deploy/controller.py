@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.processes import end, ending, recorded, spawn
-from serve.config import PREFIX, Settings
+from serve.config import PREFIX, SECRETS, Settings
 from serve.engine.spec import EngineLimits, EngineSpec
 from serve.engine.supervisor import Supervisor
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
@@ -38,6 +38,7 @@ GATEWAY_RULES = (
     "media",
     "open_metrics",
     "presets",
+    "prices",
     "unknown_fields",
     "log_level",
     "log_format",
@@ -113,11 +114,7 @@ class GatewayKeeper:
     def _start(self) -> ProcessIdentity:
         settings = self.settings
         where = ("--home", str(settings.home), "--host", settings.host, "--port", str(settings.port))
-        url = settings.database_url
-        variables = {
-            "TENON_DATABASE_URL": url.get_secret_value() if url is not None else "",
-            **rules_in(settings),
-        }
+        variables = {**secrets_in(settings), **rules_in(settings)}
         self.child = spawn("serve.gateway", *where, log=settings.logs / "gateway.log", variables=variables)
         return ProcessIdentity.of(self.child.pid)
 
@@ -131,6 +128,15 @@ class GatewayKeeper:
             write_json(self.settings.state / "gateway-exit.json", fate)
         except StorageError as error:  # a full disk must not end what keeps the gateway up
             log.warning("%s", error.message)
+
+
+def secrets_in(settings: Settings) -> dict[str, str]:
+    """The variables with the secrets of this stack, empty where it has none."""
+    values = {name: getattr(settings, name) for name in SECRETS}
+    return {
+        f"{PREFIX}{name.upper()}": value.get_secret_value() if value is not None else ""
+        for name, value in values.items()
+    }
 
 
 def rules_in(settings: Settings) -> dict[str, str]:

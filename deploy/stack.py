@@ -22,7 +22,9 @@ from serve.errors import (
     StorageError,
     Unavailable,
 )
+from serve.log_lines import message_of
 from serve.net import check_reach, listen
+from serve.prices import Prices
 from serve.records import read_json
 from serve.registry import Registry
 from serve.registry.base import identify_base
@@ -89,10 +91,11 @@ def check_gateway(settings: Settings) -> None:
     """Find out at once what would keep a gateway from starting.
 
     Raises PortInUse, or ConfigError for an address of this machine's that is none, or that others reach while there
-    are no keys.
+    are no keys, and for prices that cannot be read.
     """
     with contextlib.closing(listen(settings.host, settings.port)) as sock, Registry.of(settings) as registry:
         check_reach(sock, keys=registry.keys_used())
+    Prices.load(settings.prices)
 
 
 def undo(child: "subprocess.Popen[bytes]", home: Path, before: Status) -> None:
@@ -158,7 +161,7 @@ def last_line(log: Path) -> str:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return "it left no log"
-    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    return next((message_of(line.strip()) for line in reversed(lines) if line.strip()), "its log is empty")
 
 
 def progress_of(now: Status, engine: dict[str, Any]) -> str:

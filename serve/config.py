@@ -28,7 +28,7 @@ from serve.telemetry import endpoint_problem
 
 PREFIX = "TENON_"
 FOR_TESTS = "TENON_TEST_"
-SECRETS = ("database_url", "otlp_endpoint")
+SECRETS = ("database_url", "otlp_endpoint", "redis_url")
 """Settings that no message may show."""
 MEDIA = ("image", "audio", "video")
 
@@ -52,7 +52,10 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL database of the registry; without it, SQLite in the home"
     )
-    prices: Path | None = Field(None, description="YAML file with the prices that `tenon usage` counts with")
+    prices: Path | None = Field(None, description="YAML file with prices, for `tenon usage` and metrics")
+    redis_url: SecretStr | None = Field(
+        None, description="Redis that counts limits for several gateways; without it, each counts for itself"
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address that the gateway listens on")
     port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
     engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
@@ -127,8 +130,22 @@ class Settings(BaseSettings):
             raise ValueError("must look like postgresql://USER:PASSWORD@HOST:5432/DATABASE")
         return value
 
-    @field_serializer("database_url", when_used="json-unless-none")
-    def _store_database_url(self, value: SecretStr) -> str:
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value().strip():
+            return None
+        try:
+            url = urlsplit(value.get_secret_value())
+            known = url.scheme in ("redis", "rediss") and url.hostname and url.port != 0
+        except ValueError:  # whose words would show parts of the password
+            known = False
+        if not known:
+            raise ValueError("must look like redis://:PASSWORD@HOST:6379/0, special characters as %XX")
+        return value
+
+    @field_serializer("database_url", "redis_url", when_used="json-unless-none")
+    def _store_secret(self, value: SecretStr) -> str:
         # For run/stack.json, which only its owner may read.
         return value.get_secret_value()
 

@@ -16,6 +16,8 @@
     │       └── OutsideLimits       a sampling field lies outside the limits of its model
     ├── InvalidKey                  a request without a valid API key
     ├── MissingScope                a key that may not do such things
+    ├── RateLimited                 a key's limit per minute, or of requests at once
+    ├── QuotaUsedUp                 a key's tokens of the month
     ├── NotFound
     │   ├── ModelNotFound           a request names no model we serve
     │   ├── RouteNotSupported       the engine behind the model lacks this endpoint
@@ -163,6 +165,35 @@ class MissingScope(TenonError):
     code = "missing_scope"
     type = "invalid_request_error"
     exit_code = 2
+
+
+class RateLimited(TenonError):
+    """The API key has reached a limit; it may try again after ``retry_after`` seconds.
+
+    ``kind`` says of what, in the field where OpenAI says so: ``requests`` or ``tokens``.
+    """
+
+    status = 429
+    code = "rate_limit_exceeded"
+    exit_code = 5
+
+    def __init__(self, message: str, hint: str = "", *, kind: str = "requests", retry_after: int = 1) -> None:
+        super().__init__(message, hint)
+        self.type = kind
+        self.retry_after = retry_after
+
+
+class QuotaUsedUp(TenonError):
+    """The API key has used its tokens of the month; it may try again after ``retry_after`` seconds."""
+
+    status = 429
+    code = "insufficient_quota"
+    type = "insufficient_quota"
+    exit_code = 5
+
+    def __init__(self, message: str, hint: str = "", *, retry_after: int = 1) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
 
 
 class NotFound(TenonError):

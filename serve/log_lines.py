@@ -91,6 +91,15 @@ def _short(value: Any) -> str:
     return value if AMBIGUOUS.search(value) is None else orjson.dumps(one_line(value)).decode()
 
 
+def message_of(line: str) -> str:
+    """What a line of a log says to a person, whichever form it has."""
+    try:
+        content = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return line
+    return str(content["message"]) if isinstance(content, dict) and "message" in content else line
+
+
 class Clock:
     """Writes times; most lines share their second with the line before."""
 
@@ -123,7 +132,7 @@ class TextLines(logging.Formatter):
         text = record.getMessage()
         if isinstance(fields := getattr(record, "fields", None), Fields):
             text = f"{text} {fields}"
-        if error := _error(record):
+        if error := getattr(record, "error", ""):
             text = f"{text}: {error}"
         second, milliseconds = self._clock.read(record.created)
         head = f"{second},{milliseconds:03d} {record.levelname} {record.name}{about}"
@@ -153,7 +162,7 @@ class JsonLines(logging.Formatter):
                 line["trace_id"] = subject.trace_id
         if isinstance(fields := getattr(record, "fields", None), Fields):
             line |= fields
-        if error := _error(record):
+        if error := getattr(record, "error", ""):
             line["error"] = error
         try:
             text = orjson.dumps(line, default=str).decode()
@@ -165,8 +174,3 @@ class JsonLines(logging.Formatter):
 def _escaped(letter: str) -> str:
     """A letter of a JSON text; what does not print beyond ASCII stands in strings only."""
     return letter if letter.isascii() or letter.isprintable() else json.dumps(letter)[1:-1]
-
-
-def _error(record: logging.LogRecord) -> str:
-    error = record.exc_info[1] if record.exc_info else None
-    return told(error, private=getattr(record, "subject", None) is not None) if error is not None else ""

@@ -5,6 +5,7 @@ the disk hangs, up to ``MOST_WAITING`` records wait; those that come then are dr
 """
 
 import contextlib
+import copy
 import logging
 import sys
 import time
@@ -16,12 +17,12 @@ from pathlib import PurePath
 from queue import SimpleQueue
 from typing import BinaryIO, Literal
 
-from serve.log_lines import JsonLines, Subject, TextLines, named
+from serve.log_lines import JsonLines, Subject, TextLines, named, told
 
 Format = Literal["text", "json"]
 
-MOST_WAITING = 20_000
-"""Records that wait to be written, at most; some ten MiB."""
+MOST_WAITING = 10_000
+"""Records that wait to be written, at most: some 25 MiB."""
 PAUSE = 0.02
 """Seconds in which lines gather before they are written."""
 SUBJECT: ContextVar[Subject | None] = ContextVar("subject", default=None)
@@ -38,10 +39,18 @@ class Queued(QueueHandler):
         self.dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Note what the record is about; the line is made in the writer's thread."""
-        record.subject = SUBJECT.get()
-        if record.args:
-            record.msg, record.args = record.getMessage(), None  # now, as the arguments may change
+        """Note what the record is about; the line is made in the writer's thread.
+
+        Arguments may change and a traceback holds whole bodies, so these are made to text at once.
+        """
+        subject = SUBJECT.get()
+        if record.args or record.exc_info:
+            record = copy.copy(record)
+            record.msg, record.args = record.getMessage(), None
+            error = record.exc_info[1] if record.exc_info else None
+            record.error = told(error, private=subject is not None) if error is not None else ""
+            record.exc_info = None
+        record.subject = subject
         return record
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name

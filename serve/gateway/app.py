@@ -5,12 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from serve.errors import TenonError
+from serve.errors import QuotaUsedUp, RateLimited, TenonError
 from serve.gateway.asgi import Receive, Scope, Send
 from serve.gateway.auth import caller_of
+from serve.gateway.books import Books
 from serve.gateway.control import control_app
+from serve.gateway.counters import Counters
 from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
 from serve.gateway.failures import Failure, http_failure
+from serve.gateway.ledger import Ledger
+from serve.gateway.limits import Limiter
 from serve.gateway.models import send_model, send_models
 from serve.gateway.observe import Observer, Tracer
 from serve.gateway.proxy import DataPlane, open_session
@@ -25,8 +29,17 @@ MODELS = "/v1/models"
 class Gateway:
     """The ASGI app; its lifespan opens the session to the engine and keeps the routes fresh."""
 
-    def __init__(self, source: RouteSource, rules: Rules | None = None, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        source: RouteSource,
+        rules: Rules | None = None,
+        tracer: Tracer | None = None,
+        books: Books | None = None,
+        counters: Counters | None = None,
+    ) -> None:
         self.source = source
+        self.books = books or Books(Ledger(source.registry))
+        self._limiter = Limiter(self.books.ledger, counters)
         self._observer = Observer(tracer)
         self._rules = rules or Rules()
         self._control = control_app(source, self._lifespan)
@@ -34,8 +47,13 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        async with self.source.running(), open_session() as session:
-            self._data = DataPlane(self.source, session, self._rules)
+        async with (
+            self.source.running(),
+            self.books.ledger.running(),
+            self._limiter.running(),
+            open_session() as session,
+        ):
+            self._data = DataPlane(self.source, session, self._rules, self.books)
             yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,14 +64,26 @@ class Gateway:
             await self._control(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request of somebody who may ask it."""
+        """Answer a request of somebody who may ask it, within the limits of his key."""
         try:
-            self.source.keys.admit(scope)
+            caller = self.source.keys.admit(scope)
         except TenonError as error:
-            self.source.metrics.other.outcomes["rejected"].inc()
-            await Failure.of(error).send(send)
-        else:
+            await self._refuse(error, send)
+            return
+        turn = self._limiter.turn(caller, send)
+        if turn is None:
             await self._answer(scope, receive, send)
+            return
+        scope["state"]["turn"] = turn
+        try:
+            async with turn:
+                await self._answer(scope, receive, turn.send)
+        except (RateLimited, QuotaUsedUp) as error:
+            await self._refuse(error, turn.send)
+
+    async def _refuse(self, error: TenonError, send: Send) -> None:
+        self.source.metrics.other.outcomes["rejected"].inc()
+        await Failure.of(error).send(send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; nothing that a client asks for is passed on by path."""

@@ -32,7 +32,7 @@ class Call:
     """What is known of one request so far.
 
     ``id`` is the client's if it can be taken, else new. ``model`` is the public name that was asked, once it
-    is known to be one of ours; ``seconds`` and ``first_token`` count from the arrival. ``trace_headers`` and
+    is known to be one of ours; ``first_token`` counts in seconds from the arrival. ``trace_headers`` and
     ``trace_id`` are set where the request is traced.
     """
 

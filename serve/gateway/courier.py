@@ -10,6 +10,7 @@ from serve.gateway.balance.retry import Outcome
 from serve.gateway.call import headers_to
 from serve.gateway.engines import Engines
 from serve.gateway.failures import engine_failure, engine_words, lost_adapter
+from serve.gateway.meter import Meter
 from serve.gateway.metrics import Metrics
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
 from serve.gateway.wire import NotConnected, Reply, Wires
@@ -24,14 +25,15 @@ HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 class Courier:
     """One exchange on its way.
 
-    ``engine`` is the one that was asked last (empty: none was), ``engine_seconds`` the time for which engines had
-    the request, all attempts together; ``reply`` is the last good one, for whoever closes it.
+    ``engine`` is the one that was asked last (empty: none was), ``engine_seconds`` its share of the engines' time, all
+    attempts together; ``reply`` is the last good one, for whoever closes it.
     """
 
     def __init__(
         self,
         engines: Engines,
         metrics: Metrics,
+        meter: Meter,
         session: Wires,
         exchange: Exchange,
         relay: Relay,
@@ -41,6 +43,7 @@ class Courier:
         self.reply: Reply | None = None
         self._engines = engines
         self._metrics = metrics
+        self._meter = meter
         self._session = session
         self._exchange = exchange
         self._relay = relay
@@ -64,14 +67,16 @@ class Courier:
                 place=exchange.endpoint.computes,
                 waiting=exchange.route.meters.waits,
             )
-            try:
-                async with ticket:
-                    self.engine = ticket.engine
-                    if exchange.endpoint.computes:
-                        self._metrics.engine(ticket.engine).waited.observe(ticket.waited)
-                    failed = await self._attempt(ticket)
-            finally:
-                self.engine_seconds += ticket.held
+            async with ticket:
+                self.engine = ticket.engine
+                if exchange.endpoint.computes:
+                    self._metrics.engine(ticket.engine).waited.observe(ticket.waited)
+                share = self._meter.share(ticket.engine)
+                try:
+                    with share:
+                        failed = await self._attempt(ticket)
+                finally:
+                    self.engine_seconds += share.seconds
             if failed is None:
                 return
             if not pool.another(adapter, attempts.tried | {ticket.engine}) or not attempts.again(

@@ -11,7 +11,7 @@ from serve.errors import (
     BadRequest,
     EngineFailed,
     EngineUnavailable,
-    Overloaded,
+    QuotaUsedUp,
     RouteNotSupported,
     TenonError,
 )
@@ -33,15 +33,15 @@ class Failure:
     type: str
     code: str
     param: str | None = None
-    retry_after: int = RETRY_AFTER
+    retry_after: int | None = None
 
     @classmethod
     def of(cls, error: TenonError) -> "Failure":
         """The failure that clients see for one of our own errors; the hint follows the message."""
         message = f"{error.message}; {error.hint}" if error.hint else error.message
         param = error.param if isinstance(error, BadRequest) else None
-        after = error.retry_after if isinstance(error, Overloaded) else RETRY_AFTER
-        return cls(error.status, message, error.type, error.code, param, after)
+        retry_after = getattr(error, "retry_after", None)
+        return cls(error.status, message, error.type, error.code, param, retry_after)
 
     @property
     def outcome(self) -> str:
@@ -56,7 +56,10 @@ class Failure:
         if self.status == 401:
             return [(b"www-authenticate", b"Bearer")]
         if self.status in (429, 502, 503):
-            return [(b"retry-after", b"%d" % self.retry_after)]
+            headers = [(b"retry-after", b"%d" % (self.retry_after or RETRY_AFTER))]
+            if self.code == QuotaUsedUp.code:  # OpenAI's clients would try again at once otherwise
+                headers.append((b"x-should-retry", b"false"))
+            return headers
         return []
 
     def body(self) -> bytes:

@@ -70,6 +70,7 @@ class Meters:
         self.completion_tokens = metrics.completion_tokens.labels(adapter)
         self.in_flight = metrics.in_flight.labels(adapter)
         self.waiting = metrics.waiting.labels(adapter)
+        self.cost = metrics.cost.labels(adapter)
 
     @contextmanager
     def waits(self) -> Iterator[None]:
@@ -170,6 +171,12 @@ class Metrics:
             ("engine",),
             registry=registry,
         )
+        self.cost = Counter(
+            "tenon_cost",
+            "Money for tokens and engine time, by the table of prices",
+            adapter,
+            registry=registry,
+        )
         self.load_seconds = Gauge(
             "tenon_adapter_load_seconds",
             "Time the engine took to load",
@@ -234,6 +241,7 @@ class Metrics:
                     self.completion_tokens,
                     self.in_flight,
                     self.waiting,
+                    self.cost,
                 ):
                     metric.remove(adapter)
         self._folded &= {adapter for adapter, _ in kept}

@@ -58,6 +58,7 @@ class Observer:
             _tell(call)
             if self._tracer is not None:
                 self._tracer.end(call)
+            call.scope = {}  # lines that wait to be written hold the call, and need no headers
 
 
 def _tell(call: Call) -> None:

@@ -5,17 +5,12 @@ it has been refused is read and dropped, so that it sees the refusal, but only u
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serve.gateway.asgi import Message
-from serve.gateway.call import HEADER, new_id
-from serve.logs import SUBJECT
-
-logger = logging.getLogger(__name__)
+from serve.gateway.ends import Incoming, Outgoing
+from serve.gateway.refusal import NO_HTTP, with_id
 
 MAX_HEAD = 64 * 2**10
 """Longest head of a request, in bytes: its first line and all headers."""
@@ -24,87 +19,10 @@ LINGER_SECONDS = 2.0
 """How long a client that was refused may go on before the connection is closed."""
 MAX_DROPPED = 64 * 2**20
 """Bytes of a refused body that are read before the connection is cut."""
-CONTINUE = b"HTTP/1.1 100 "
-REFUSAL = (
-    b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%b: %b\r\n"
-    b"connection: close\r\n\r\n%b"
+TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 32\r\nconnection: close\r\n\r\nThe request's head is too large."
 )
-
-
-class Refused(NamedTuple):
-    """What a log line is about when no request could be read."""
-
-    id: str
-    trace_id: str | None = None
-
-
-class Incoming:
-    """The ``receive`` of one request, which also tells of a hang-up without a task that waits for it."""
-
-    __slots__ = ("_cycle", "_gone", "_receive")
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-        self._receive: Callable[[], Awaitable[Any]] = cycle.receive
-        self._gone: Callable[[], None] | None = None
-
-    def __call__(self) -> Awaitable[Message]:
-        """The next message, as ASGI has it."""
-        return self._receive()
-
-    def when_gone(self, gone: Callable[[], None] | None) -> None:
-        """Have ``gone`` called once when the client hangs up, soon if it did already; None takes that back."""
-        self._gone = gone
-        if gone is not None:
-            self._cycle.flow.resume_reading()  # a hang-up is seen by reading, which a large body has paused
-            if self._cycle.disconnected:
-                asyncio.get_running_loop().call_soon(self.lost)
-
-    def lost(self) -> None:
-        """The connection is lost."""
-        gone, self._gone = self._gone, None
-        if gone is not None:
-            gone()
-
-
-class Outgoing:
-    """What one answer is written to: its head goes out together with the first part of its body, in one write.
-
-    A head that no body follows at once goes out by itself before the event loop's next round.
-    """
-
-    __slots__ = ("_begun", "_held", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._held = b""
-        self._begun = False
-
-    def write(self, data: bytes) -> None:
-        """Write now, but for the head."""
-        if self._held:
-            self._transport.write(self._held + data)
-            self._held = b""
-        elif self._begun or data.startswith(CONTINUE):
-            self._transport.write(data)
-        else:
-            self._begun, self._held = True, data
-            asyncio.get_running_loop().call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Write what is held back."""
-        held, self._held = self._held, b""
-        if held and not self._transport.is_closing():
-            self._transport.write(held)
-
-    def is_closing(self) -> bool:
-        """As of the connection."""
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        """Close the connection, once all is written."""
-        self.flush()
-        self._transport.close()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -172,7 +90,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, unless it has been refused already."""
         if not self._refused:
-            self._write_refusal(b"400 Bad Request", msg)
+            self.transport.write(with_id(NO_HTTP))
             self.transport.close()
 
     def _drop(self, count: int) -> None:
@@ -183,17 +101,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         """Say so, and read on for a while: closing at once would reset the connection before that arrives."""
         self._refused = True
-        self._write_refusal(b"431 Request Header Fields Too Large", "The request's head is too large.")
+        self.transport.write(with_id(TOO_LARGE))
         self._head_is_here()
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-
-    def _write_refusal(self, status: bytes, text: str) -> None:
-        """Answer what never became a request, under an id of its own."""
-        refused, body = Refused(new_id()), text.encode()
-        self.transport.write(REFUSAL % (status, len(body), HEADER, refused.id.encode(), body))
-        token = SUBJECT.set(refused)
-        logger.info("no request could be read, answered with %s", status.decode())
-        SUBJECT.reset(token)
 
     def _expect_head(self) -> None:
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)

@@ -17,10 +17,12 @@ from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_bo
 from serve.gateway.auth import Caller, caller_of
 from serve.gateway.balance.cost import estimate_tokens
 from serve.gateway.balance.side import HEADER, conversation_key
+from serve.gateway.books import Books
 from serve.gateway.call import note_outcome, note_route
 from serve.gateway.courier import Courier
 from serve.gateway.endpoints import INFO, RESPONSES, Endpoint
 from serve.gateway.failures import Failure, http_failure
+from serve.gateway.limits import estimate, turn_of
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
 from serve.gateway.routes import Route, RouteTable
 from serve.gateway.rules import Rules
@@ -51,8 +53,9 @@ def open_session() -> Wires:
 class DataPlane:
     """Answers the endpoints of ``endpoints.py``."""
 
-    def __init__(self, source: RouteSource, session: Wires, rules: Rules) -> None:
+    def __init__(self, source: RouteSource, session: Wires, rules: Rules, books: Books) -> None:
         self._source = source
+        self._books = books
         self._session = session
         self._rules = rules
 
@@ -60,6 +63,7 @@ class DataPlane:
         """Answer one request, whatever happens, and count it."""
         started = time.perf_counter()
         meters = self._source.metrics.other
+        turn = turn_of(scope)
         try:
             raw = await read_body(scope, receive)
             asked = parse_body(raw, needs_model=endpoint.needs_model)
@@ -72,6 +76,8 @@ class DataPlane:
             body = check_request(asked, endpoint.kind, self._rules)
             keep_usage = (body.get("stream_options") or {}).get("include_usage") is True
             payload = self._for_engine(body, route, endpoint, caller_of(scope).tenant)
+            if turn is not None:
+                await turn.charge(estimate(body, len(payload), endpoint))
         except ClientGone:
             meters.outcomes["disconnected"].inc()
             return
@@ -91,6 +97,8 @@ class DataPlane:
             endpoint=endpoint,
             conversation=conversation,
             cost=estimate_tokens(body, len(payload)),
+            caller=caller_of(scope),
+            turn=turn,
         )
         with meters.running():
             await self._answer(exchange, receive, send)
@@ -132,12 +140,15 @@ class DataPlane:
             started=started,
             public_names=table.public_names,
             endpoint=INFO,
+            caller=caller_of(scope),
         )
         await self._answer(exchange, receive, send)
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         relay = Relay(exchange, send)
-        courier = Courier(self._source.engines, self._source.metrics, self._session, exchange, relay)
+        courier = Courier(
+            self._source.engines, self._source.metrics, self._books.meter, self._session, exchange, relay
+        )
         try:
             async with HangUp(receive):
                 await courier.run()
@@ -156,6 +167,10 @@ class DataPlane:
             outcome = "ok"
         exchange.route.meters.outcomes[outcome].inc()
         note_outcome(outcome)
+        size = len(exchange.payload or b"")
+        self._books.book(exchange.caller, exchange.route, relay.tally, courier.engine_seconds, outcome, size)
+        if exchange.turn is not None:
+            exchange.turn.settle(relay.tally, outcome)
         if courier.reply is not None:
             await _let_go(courier.reply, whole=outcome == "ok")
 

@@ -4,16 +4,18 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 import orjson
 
 from serve.errors import EngineFailed, EngineUnavailable
 from serve.gateway.asgi import Send, send_json
+from serve.gateway.auth import ANYBODY, Caller
+from serve.gateway.books import Tally
 from serve.gateway.call import note_first_token, note_usage
 from serve.gateway.endpoints import CHAT, RESPONSES, Endpoint
 from serve.gateway.failures import Failure, engine_event_failure, engine_words
+from serve.gateway.limits import Turn
 from serve.gateway.routes import Route
 from serve.gateway.stream import EventFilter, ResponsesFilter
 from serve.gateway.wire import Reply
@@ -48,6 +50,8 @@ class Exchange:
     endpoint: Endpoint = CHAT
     conversation: str = ""
     cost: int = 1
+    caller: Caller = ANYBODY
+    turn: Turn | None = None
 
 
 class RelayFailed(Exception):
@@ -72,6 +76,7 @@ class Relay:
     """
 
     def __init__(self, exchange: Exchange, send: Send) -> None:
+        self.tally = Tally()
         self._exchange = exchange
         self._send = send
         self._streaming = False
@@ -129,7 +134,8 @@ class Relay:
                 self._exchange.endpoint.answer,
             )
             raise RelayFailed(Failure.of(EngineFailed("the engine's answer is not understood", "try again")))
-        self._count(content.get("usage") or {})
+        self.tally.take(content.get("usage") or {})
+        self._count()
         self._complete = True
         await send_json(self._send, route.rename(text), 200, route.headers)
 
@@ -152,7 +158,11 @@ class Relay:
                 if events.error is not None:
                     raise RelayFailed(self._event_failure(events.error))
         finally:
-            self._count(events.usage or {"completion_tokens": events.tokens})
+            if events.usage is not None:
+                self.tally.take(events.usage)
+            else:
+                self.tally.see(events.tokens)
+            self._count()
 
     def _event_failure(self, event: bytes) -> Failure:
         name = self._exchange.route.public_name
@@ -181,11 +191,11 @@ class Relay:
                 meters.inter_token.observe(gap)
         self._last_token = now
 
-    def _count(self, usage: Mapping[str, Any]) -> None:
+    def _count(self) -> None:
         meters = self._exchange.route.meters
-        # The second names are those of /v1/responses.
-        prompt = usage.get("prompt_tokens") or usage.get("input_tokens")
-        completion = usage.get("completion_tokens") or usage.get("output_tokens")
-        meters.prompt_tokens.inc(prompt or 0)
-        meters.completion_tokens.inc(completion or 0)
+        tally = self.tally
+        meters.prompt_tokens.inc(tally.prompt_tokens)
+        meters.completion_tokens.inc(tally.completion_tokens)
+        prompt = tally.prompt_tokens if tally.known else None
+        completion = tally.completion_tokens if tally.known or tally.completion_tokens else None
         note_usage(prompt, completion, stream=self._exchange.stream)

@@ -15,12 +15,16 @@ from serve.config import Settings
 from serve.errors import TenonError
 from serve.gateway.app import Gateway
 from serve.gateway.auth import Keyring
+from serve.gateway.books import Books
+from serve.gateway.counters import Counters
+from serve.gateway.ledger import Ledger
 from serve.gateway.protocol import GuardedProtocol
 from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
 from serve.gateway.tracing import tracing
 from serve.net import check_reach, is_loopback, listen, url_of
 from serve.operator import operator_key
+from serve.prices import Prices
 from serve.records import ProcessIdentity, write_json
 from serve.registry import Registry, hash_of
 
@@ -103,7 +107,10 @@ def serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json", keys)
-        app = Gateway(source, Rules.of(settings), tracer)
+        books = Books(Ledger(registry), Prices.load(settings.prices))
+        redis = settings.redis_url
+        counters = Counters(redis.get_secret_value() if redis is not None else None)
+        app = Gateway(source, Rules.of(settings), tracer, books, counters)
         server = GatewayServer(app, sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:

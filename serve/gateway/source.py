@@ -47,6 +47,11 @@ class RouteSource:
         self._broken = False
 
     @property
+    def registry(self) -> Registry:
+        """The registry that the routes are read from."""
+        return self._registry
+
+    @property
     def engine_ready(self) -> bool:
         """Whether each base has an engine that is said to be ready and that requests reach."""
         return self.engines.ready

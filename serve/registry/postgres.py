@@ -88,6 +88,7 @@ class PostgreSQL(Database):
                 pool_pre_ping=True,
                 pool_size=8,
                 json_serializer=to_json,
+                hide_parameters=True,  # or a traceback would show rows, hashes of keys among them
             )
         except ModuleNotFoundError as error:
             raise ConfigError(

@@ -34,6 +34,7 @@ class SQLite(Database):
             connect_args={"timeout": BUSY_TIMEOUT},
             pool_size=8,
             json_serializer=to_json,
+            hide_parameters=True,  # or a traceback would show rows, hashes of keys among them
         )
         event.listen(engine, "connect", _prepare)
         super().__init__(str(path), engine)

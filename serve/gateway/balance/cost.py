@@ -15,6 +15,7 @@ def estimate_tokens(body: Mapping[str, Any], length: int) -> int:
     ``body`` is a request that was checked, ``length`` its size in bytes. A request that allows many tokens is
     charged for all of them: whoever wants little and says so is served sooner. O(1).
     """
-    limit = body.get("max_completion_tokens") or body.get("max_tokens") or USUAL_ANSWER
+    limits = (body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+    limit = next((limit for limit in limits if limit), USUAL_ANSWER)
     answers = body.get("n") or 1
     return max(1, length // BYTES_PER_TOKEN + int(answers) * int(limit))

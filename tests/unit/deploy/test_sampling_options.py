@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deploy.controller import rules_in
+from deploy.controller import rules_in, secrets_in
 from deploy.sampling_options import policy_of
 from serve.config import Settings
 from serve.errors import ConfigError, InputError
@@ -68,6 +68,19 @@ def test_a_gateway_that_is_started_again_has_the_rules_of_the_stack(
     assert rules == Rules(
         True, frozenset({"image", "audio"}), "drop", {**BUILT_IN, "terse": {"max_tokens": 64}}
     )
+
+
+def test_the_gateway_is_told_secrets_and_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = {"redis_url": "redis://:s3cret@cache/1", "database_url": "postgresql://me:s3cret@db/tenon"}
+    settings = Settings.read(home=tmp_path, prices=tmp_path / "prices.yaml", open_metrics=True, **urls)
+    for name, value in {**rules_in(settings), **secrets_in(settings)}.items():
+        monkeypatch.setenv(name, value)
+    assert Settings.read(home=tmp_path) == settings
+    # Whatever the environment of the controller says, a stack without them has none.
+    for name, value in secrets_in(Settings(home=tmp_path, redis_url=None, database_url=None)).items():
+        monkeypatch.setenv(name, value)
+    told = Settings.read(home=tmp_path)
+    assert told.redis_url is told.database_url is None
 
 
 def test_media_are_of_known_kinds() -> None:

@@ -192,3 +192,34 @@ def test_all_bad_limits_are_named_at_once():
 
 def test_the_installed_device_is_one_we_know():
     assert installed_device() in ("cpu", "cuda")
+
+
+TRACES = "http://collector:4318/v1/traces"
+
+
+def test_the_engine_sends_its_spans_where_ours_go():
+    traced = spec(otlp_endpoint=TRACES)
+    assert value(traced.argv(), "--otlp-traces-endpoint") == TRACES
+    environment = traced.environment({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"})
+    assert environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert environment["OTEL_SERVICE_NAME"] == "tenon-engine"
+    assert traced.environment({"OTEL_SERVICE_NAME": "mine"})["OTEL_SERVICE_NAME"] == "mine"
+
+
+def test_without_a_collector_the_engine_traces_nothing():
+    assert "--otlp-traces-endpoint" not in spec().argv()
+    assert not any(name.startswith("OTEL_") for name in spec().environment({}))
+
+
+def test_a_collector_of_the_users_own_is_left_to_vllm():
+    traced = spec(otlp_endpoint=TRACES, extra_args=("--otlp_traces_endpoint=grpc://mine:4317",))
+    assert "--otlp-traces-endpoint" not in traced.argv()
+    assert not any(name.startswith("OTEL_") for name in traced.environment({}))
+
+
+def test_the_engine_logs_neither_prompts_nor_answers():
+    argv = spec(otlp_endpoint=TRACES).argv()
+    assert not any("log-request" in part or "log-output" in part for part in argv)
+    assert "VLLM_DEBUG_LOG_API_SERVER_RESPONSE" not in spec().environment(
+        {"VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "true"}
+    )

@@ -16,6 +16,7 @@ from evalsuite.load.adapters import write_adapter
 from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
 from serve.gateway.app import Gateway
+from serve.gateway.counters import Counters
 from serve.gateway.server import GatewayServer, listen
 from serve.gateway.source import RouteSource
 from serve.records import write_json
@@ -55,6 +56,7 @@ class Bench:
     engine: FakeEngine
     source: RouteSource
     server: GatewayServer
+    gateway: Gateway
     client: openai.AsyncOpenAI
     http: aiohttp.ClientSession
     base: BaseIdentity = field(default_factory=small_base)
@@ -112,19 +114,20 @@ class Bench:
 
 
 @asynccontextmanager
-async def running_bench(home: Path) -> AsyncIterator[Bench]:
+async def running_bench(home: Path, counters: Counters | None = None) -> AsyncIterator[Bench]:
     """A gateway that serves ``base`` and nothing else yet."""
     (home / "run").mkdir(parents=True)
     registry = Registry.open(home)
     source = RouteSource(registry, home / "run" / "engine.json")
     sock = listen("127.0.0.1", 0)
-    server = GatewayServer(Gateway(source), sock, home / "run" / "gateway.json")
+    gateway = Gateway(source, counters=counters)
+    server = GatewayServer(gateway, sock, home / "run" / "gateway.json")
     async with (
         FakeEngine() as engine,
         openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
         aiohttp.ClientSession(server.url) as http,
     ):
-        bench = Bench(home, registry, engine, source, server, client, http)
+        bench = Bench(home, registry, engine, source, server, gateway, client, http)
         bench.tell_engine()
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         await until(lambda: server.started)

@@ -14,7 +14,13 @@ def check_shape(answer: Any) -> str:
     assert list(answer) == ["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
-    assert error["type"] in {"invalid_request_error", "server_error"}
+    assert error["type"] in {
+        "invalid_request_error",
+        "server_error",
+        "requests",
+        "tokens",
+        "insufficient_quota",
+    }
     return str(error["code"])
 
 

@@ -80,7 +80,7 @@ def test_series_per_adapter_and_their_end() -> None:
     bare = len(metrics.text().splitlines())
     metrics.meters("a", "a@v1")
     metrics.meters("a", "a@v2")
-    assert len(metrics.text().splitlines()) - bare <= 70
+    assert len(metrics.text().splitlines()) - bare <= 71
     metrics.keep([("a", "a@v2")])
     assert b"a@v1" not in metrics.text()
     metrics.keep([])

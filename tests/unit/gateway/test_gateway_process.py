@@ -191,3 +191,12 @@ async def test_the_operators_key_comes_and_goes_with_the_process(tmp_path: Path)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 10) == 0
         assert not path.exists()
+
+
+async def test_prices_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text("default: {promt: 1}")
+    process = await start(tmp_path, "--port", str(free_port()), TENON_PRICES=str(tmp_path / "prices.yaml"))
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    last = errors.decode().splitlines()[-1]
+    assert "did you mean prompt?" in last

@@ -14,6 +14,7 @@ VALUES = {
     "home": "/srv/tenon",
     "model": "org/base",
     "database_url": "**********",
+    "redis_url": "**********",
     "prices": "/etc/prices.yaml",
     "host": "0.0.0.0",
     "port": "9000",
@@ -55,7 +56,7 @@ def environment() -> Iterator[None]:
 def test_every_setting_can_come_from_the_environment() -> None:
     assert VALUES.keys() == Settings.model_fields.keys()
     os.environ.update({f"TENON_{name.upper()}": value for name, value in VALUES.items()})
-    os.environ["TENON_DATABASE_URL"] = DATABASE
+    os.environ.update(TENON_DATABASE_URL=DATABASE, TENON_REDIS_URL="redis://:s3cret@cache")
     settings = Settings.read()
     assert {name: str(getattr(settings, name)) for name in VALUES} == {
         **VALUES,

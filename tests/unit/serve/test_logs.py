@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.log_lines import Fields, JsonLines, TextLines, named, one_line, told
+from serve.log_lines import Fields, JsonLines, TextLines, message_of, named, one_line, told
 from serve.logs import MOST_WAITING, SUBJECT, logging_to
 
 log = logging.getLogger("tenon.test")
@@ -179,3 +179,16 @@ def test_levels_and_handlers_are_as_before_afterwards() -> None:
     before = (root.level, list(root.handlers))
     assert written("text", "seen")[0].endswith("INFO tenon.test seen")
     assert (root.level, root.handlers) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("2026 INFO x", "2026 INFO x"),
+        ('{"message":"x","level":"info"}', "x"),
+        ('{"x":1}', '{"x":1}'),
+        ("3", "3"),
+    ],
+)
+def test_what_a_line_says_is_found_in_both_forms(line: str, said: str) -> None:
+    assert message_of(line) == said
