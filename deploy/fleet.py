@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from serve.config import Rank, Settings
 from serve.engine.spec import EngineLimits, EngineSpec
-from serve.engine.state import FIRST, record_file
+from serve.engine.state import FIRST, record_file, used_file
 from serve.engine.supervisor import Supervisor
 from serve.errors import ConfigError
 from serve.registry import Registry
@@ -104,6 +104,7 @@ class PlannedEngine:
             start_timeout=settings.engine_start_timeout,
             engine_id=self.name,
             elsewhere=frozenset(elsewhere),
+            used_file=used_file(settings.state),
         )
 
 

@@ -19,6 +19,11 @@ def record_file(folder: Path, engine: str) -> Path:
     return folder / f"{FIRST}.json" if engine == FIRST else folder / "engines" / f"{engine}.json"
 
 
+def used_file(folder: Path) -> Path:
+    """Where in ``run/`` the gateway says which adapters it uses: by engine, the least recently used first."""
+    return folder / "used.json"
+
+
 def record_files(folder: Path) -> dict[str, Path]:
     """The records of all engines that there are in ``run/``, by name; the first engine comes first."""
     first = record_file(folder, FIRST)

@@ -91,6 +91,10 @@ class Engines:
         """Whether there are engines, and one at least of each base answers."""
         return bool(self._table.engines) and not self.lacking
 
+    def used(self) -> dict[str, list[str]]:
+        """What each engine holds, the least recently used first, for the controller."""
+        return {name: names for pool in self._pools.values() for name, names in pool.used().items()}
+
     def status(self) -> dict[str, dict[str, object]]:
         """The load and health of each engine that can be asked, by base, for ``/api/status``."""
         return {base: dict(pool.status()) for base, pool in self._pools.items()}

@@ -7,24 +7,27 @@ read, the last table goes on serving.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from serve.engine.state import record_files
+from serve.engine.state import record_files, used_file
 from serve.errors import StorageError
 from serve.gateway.build import build_table
 from serve.gateway.engines import Engines
 from serve.gateway.metrics import Metrics
 from serve.gateway.routes import EMPTY, EngineView, RouteTable
-from serve.records import read_json
+from serve.records import read_json, write_json
 from serve.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 0.1
 """Seconds between two looks."""
+TELL_SECONDS = 5.0
+"""Seconds between two accounts of what is used."""
 
 
 class RouteSource:
@@ -42,6 +45,8 @@ class RouteSource:
         self._views: dict[str, EngineView] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
         self._broken = False
+        self._told: Mapping[str, list[str]] = {}
+        self._told_at = float("-inf")
 
     @property
     def engine_ready(self) -> bool:
@@ -71,6 +76,7 @@ class RouteSource:
                     await asyncio.sleep(INTERVAL)
                     try:
                         self._take(await loop.run_in_executor(thread, self.look))
+                        await loop.run_in_executor(thread, self._tell_use, self.engines.used())
                     except Exception:  # the edge of a background task: it must outlive what nobody foresaw
                         logger.exception("the routes could not be refreshed, the last ones stay")
 
@@ -105,6 +111,17 @@ class RouteSource:
         if table is not self.table:
             self.engines.update(table)
             self.table = table
+
+    def _tell_use(self, used: Mapping[str, list[str]]) -> None:
+        """Tell the controller which adapters are used, every few seconds if that has changed."""
+        now = time.monotonic()
+        if used == self._told or now < self._told_at + TELL_SECONDS:
+            return
+        self._told, self._told_at = used, now
+        try:
+            write_json(used_file(self._state), used)
+        except StorageError:  # the next one may work; what is evicted is then chosen by age
+            logger.debug("what is used could not be told", exc_info=True)
 
     def _read_engines(self) -> None:
         """Read the records that have changed; the first engine comes first, the others by name."""
