@@ -9,6 +9,7 @@
 
 import difflib
 import shlex
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from serve.engine.spec import EngineLimits, EngineSpec
 from serve.engine.state import FIRST, record_file, used_file
 from serve.engine.supervisor import Supervisor
 from serve.errors import ConfigError
+from serve.net import is_local
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity, identify_base
 
@@ -91,6 +93,10 @@ class PlannedEngine:
     engines: BaseEngines
     url: str | None
 
+    def engine_id(self, registry: Registry) -> str:
+        """Its name in the registry: where other machines use that, too, with the name of this one."""
+        return f"{self.name[:31]}@{socket.gethostname()[:32]}" if registry.shared else self.name
+
     def supervisor(self, settings: Settings, registry: Registry, elsewhere: Iterable[str]) -> Supervisor:
         """What keeps it up; ``elsewhere`` are the digests of all bases."""
         return Supervisor(
@@ -102,9 +108,10 @@ class PlannedEngine:
             engine_url=self.url,
             limits=self.engines.limits,
             start_timeout=settings.engine_start_timeout,
-            engine_id=self.name,
+            engine_id=self.engine_id(registry),
             elsewhere=frozenset(elsewhere),
             used_file=used_file(settings.state),
+            announced=registry.shared and self.url is not None and not is_local(self.url),
         )
 
 

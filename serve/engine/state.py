@@ -38,6 +38,7 @@ class EngineState:
 
     ``state``: ``starting`` (``stage`` says how far), ``ready``, ``down`` (it ended or, attached, cannot be used;
     ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
+    ``engine_id`` is its name in the registry, if that is another than its file's;
     ``base_digest`` is that of the base that adapters must be made for.
     ``since`` is when that state began, in seconds since 1970. ``pid``, ``started`` and ``boot`` (see
     :class:`~serve.records.ProcessIdentity`), ``port``, ``fingerprint``, ``log`` and ``scratch`` are set for an
@@ -50,6 +51,7 @@ class EngineState:
     since: float = 0.0
     attached: bool = False
     url: str | None = None
+    engine_id: str | None = None
     base_name: str | None = None
     base_digest: str | None = None
     max_model_len: int | None = None

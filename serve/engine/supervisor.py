@@ -72,8 +72,9 @@ class Supervisor:
     ``base`` is the base that the adapters must be made for, ``state_file`` usually ``run/engine.json`` and
     ``log_file`` ``logs/engine.log`` under the home; ``limits`` are those of an attached engine. ``engine_id`` is its
     name in the registry; ``elsewhere`` are the digests of bases that other engines serve, whose adapters are no
-    business of this one; ``used_file`` is where the gateway says what it uses. Raises :class:`ConfigError` unless
-    one of ``spec`` and ``engine_url`` is given.
+    business of this one; ``used_file`` is where the gateway says what it uses; ``announced``: gateways of other
+    machines may ask the engine, so the registry is told every few seconds how it does. Raises
+    :class:`ConfigError` unless one of ``spec`` and ``engine_url`` is given.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Supervisor:
         engine_id: str = FIRST,
         elsewhere: Collection[str] = (),
         used_file: Path | None = None,
+        announced: bool = False,
     ) -> None:
         if (spec is None) == (engine_url is None):
             raise ConfigError(
@@ -104,12 +106,18 @@ class Supervisor:
         self._troubles = Troubles()
         self._file = StateFile(
             state_file,
-            EngineState(attached=spec is None, url=engine_url, base_name=base.name, base_digest=base.digest),
+            EngineState(
+                attached=spec is None,
+                url=engine_url,
+                engine_id=engine_id,
+                base_name=base.name,
+                base_digest=base.digest,
+            ),
             self._troubles,
         )
         self._elsewhere = frozenset(elsewhere) - {base.digest}
         self._memory = Memory(exclusive=spec is not None)
-        self._used_file = used_file
+        self._used_file, self._announced = used_file, announced
         self._crowded = False
         self._process: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
@@ -245,6 +253,7 @@ class Supervisor:
             late = time.monotonic() - self._last_pass > FULL_PASS
             if revision != self._revision or late or self._memory.due() or REGISTRY in self._troubles:
                 await self._reconcile(client)
+                await self._announce("ready")
                 self._last_pass, self._revision = time.monotonic(), revision
         except StorageError as error:
             self._troubles.note(REGISTRY, error)
@@ -304,10 +313,17 @@ class Supervisor:
         await asyncio.sleep(self._backoff)
         self._backoff = min(self._backoff * 2, LAST_BACKOFF)
 
+    async def _announce(self, state: str, reason: str = "") -> None:
+        """Tell gateways of other machines where the engine is and how; raises StorageError."""
+        if self._announced:
+            url, base = self.state.url or "", self.state.base_name or self.base.name
+            await asyncio.to_thread(self.registry.see_engine, self.engine_id, url, base, state, reason)
+
     async def _mark_pending(self) -> None:
         """Have the registry say that nothing is loaded, as far as it can be written."""
         try:
             await asyncio.to_thread(self._write_pending)
+            await self._announce("down", self.state.error)
         except StorageError as error:
             self._troubles.note(REGISTRY, error)
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 INTERVAL = 0.1
 """Seconds between two looks."""
+ASK_SECONDS = 1.0
+"""Seconds between two looks at the engines of other machines."""
+FRESH_SECONDS = 20.0
+"""Engines of other machines that nobody has seen for so long are not asked any more."""
 TELL_SECONDS = 5.0
 """Seconds between two accounts of what is used."""
 
@@ -40,10 +44,14 @@ class RouteSource:
         self.table: RouteTable = EMPTY
         self.metrics = Metrics(lambda: self.engine_ready)
         self.engines = Engines(self.metrics)
+        self.shared = registry.shared
         self._registry = registry
         self._state = engine_file.parent
         self._views: dict[str, EngineView] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
+        self._read: dict[str, EngineView | None] = {}
+        self._others: Mapping[str, EngineView] = {}
+        self._asked_at = float("-inf")
         self._broken = False
         self._told: Mapping[str, list[str]] = {}
         self._told_at = float("-inf")
@@ -126,7 +134,9 @@ class RouteSource:
     def _read_engines(self) -> None:
         """Read the records that have changed; the first engine comes first, the others by name."""
         files = record_files(self._state)
-        found = {name: view for name, path in files.items() if (view := self._read_engine(name, path))}
+        views = [view for name, path in files.items() if (view := self._read_engine(name, path))]
+        found = {view.name: view for view in views}
+        found |= {name: view for name, view in self._elsewhere(views).items() if name not in found}
         if found != self._views:
             self._views = found
 
@@ -139,5 +149,23 @@ class RouteSource:
         stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if stamp != self._stamps.get(name):
             self._stamps[name] = stamp
-            return EngineView.of(read_json(path), name)
-        return self._views.get(name)
+            record = read_json(path)
+            self._read[name] = EngineView.of(record, str(record.get("engine_id") or name))
+        return self._read[name]
+
+    def _elsewhere(self, ours: Sequence[EngineView]) -> Mapping[str, EngineView]:
+        """Engines that controllers of other machines look after, where the registry is shared with them."""
+        now = time.monotonic()
+        if self.shared and now >= self._asked_at + ASK_SECONDS:
+            self._asked_at = now
+            try:
+                seen = self._registry.engines(within=FRESH_SECONDS)
+            except StorageError:  # said by the look at the revision; what was known goes on being asked
+                return self._others
+            urls = {view.url.rstrip("/") for view in ours}
+            self._others = {
+                engine.name: EngineView(engine.url, engine.base_name, engine.state, {}, engine.name)
+                for engine in seen
+                if engine.state == "ready" and engine.url.rstrip("/") not in urls
+            }
+        return self._others

@@ -269,3 +269,25 @@ async def test_the_controller_is_told_what_is_used(bench: Bench, monkeypatch: py
     await until(lambda: read_json(bench.home / "run" / "used.json") == {"engine": [b, c, a]})
     await chat(bench, model="bbb")
     await until(lambda: read_json(bench.home / "run" / "used.json") == {"engine": [c, a, b]})
+
+
+async def test_engines_of_other_machines_are_asked_where_the_registry_is_shared(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(source, "FRESH_SECONDS", 1.0)
+    version = await bench.deploy()
+    bench.set_state(version, "pending")
+    async with FakeEngine(adapters=[version.engine_name]) as far:
+        bench.registry.set_loaded("far", {str(version.ref): ("ready", "")})
+        bench.registry.see_engine("far", far.url, "base", "ready")
+        bench.registry.see_engine("twin", bench.engine.url, "base", "ready")
+        bench.registry.see_engine("sick", "http://nowhere", "base", "down")
+        await bench.follow()
+        assert (await chat(bench))[0] == 503
+        bench.source.shared = True
+        await until(lambda: list(bench.source.table.engines) == ["engine", "far"])
+        assert (await chat(bench))[0] == 200
+        assert len(far.bodies) == 1
+        await until(lambda: list(bench.source.table.engines) == ["engine"])  # nobody has seen it for a while
+        assert (await chat(bench))[0] == 503
