@@ -52,6 +52,7 @@ GATEWAY_RULES = (
 TICK = 0.2  # seconds between two looks at the gateway
 GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
 BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the gateway's next start, by recent failures
+LONG_GONE = 24 * 3600.0  # seconds after which an engine of another machine is forgotten
 HEALTHY_AFTER = 60.0  # seconds after which earlier failures are forgotten
 
 
@@ -182,16 +183,20 @@ async def control(settings: Settings) -> None:
 
 async def retire(settings: Settings, registry: Registry, plan: Sequence[PlannedEngine]) -> None:
     """End the engines of an earlier stack that this one has no more, and forget what they held."""
-    kept = {engine.name for engine in plan}
-    records = record_files(settings.state)
-    for name in records.keys() - kept:
-        log.info("engine %s is not part of the stack any more", name)
-        await end_recorded(read_json(records[name]))
-        records[name].unlink(missing_ok=True)
-    gone = records.keys() - kept
-    if settings.database_url is None:  # nobody else has engines in this registry
+    kept, gone = {engine.name for engine in plan}, set()
+    for name, path in record_files(settings.state).items():
+        if name not in kept:
+            log.info("engine %s is not part of the stack any more", name)
+            record = read_json(path)
+            await end_recorded(record)
+            gone.add(str(record.get("engine_id") or name))
+            path.unlink(missing_ok=True)
+    if not registry.shared:  # nobody else has engines in this registry
         gone |= {row.engine for row in registry.loaded()} - kept
     try:
+        if registry.shared:
+            seen = {engine.name for engine in registry.engines(within=LONG_GONE)}
+            gone |= {engine.name for engine in registry.engines()} - seen
         for name in gone:
             registry.forget_engine(name)
     except StorageError as error:  # what it held is not asked of it; the record of it is all that stays

@@ -9,6 +9,7 @@
 
 import difflib
 import shlex
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from serve.config import Rank, Settings
 from serve.engine.spec import EngineLimits, EngineSpec
-from serve.engine.state import FIRST, record_file
+from serve.engine.state import FIRST, record_file, used_file
 from serve.engine.supervisor import Supervisor
 from serve.errors import ConfigError
+from serve.net import is_local
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity, identify_base
 from serve.telemetry import traces_endpoint
@@ -93,6 +95,10 @@ class PlannedEngine:
     engines: BaseEngines
     url: str | None
 
+    def engine_id(self, registry: Registry) -> str:
+        """Its name in the registry: where other machines use that, too, with the name of this one."""
+        return f"{self.name[:31]}@{socket.gethostname()[:32]}" if registry.shared else self.name
+
     def supervisor(self, settings: Settings, registry: Registry, elsewhere: Iterable[str]) -> Supervisor:
         """What keeps it up; ``elsewhere`` are the digests of all bases."""
         traces = traces_endpoint(settings.otlp_endpoint)
@@ -105,8 +111,10 @@ class PlannedEngine:
             engine_url=self.url,
             limits=self.engines.limits,
             start_timeout=settings.engine_start_timeout,
-            engine_id=self.name,
+            engine_id=self.engine_id(registry),
             elsewhere=frozenset(elsewhere),
+            used_file=used_file(settings.state),
+            announced=registry.shared and self.url is not None and not is_local(self.url),
         )
 
 

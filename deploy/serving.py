@@ -100,8 +100,9 @@ def wait_until_loaded(
 
 
 def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str]]:
-    """The engines of the stack, and those of a base that answer, as their records say."""
-    records = {name: read_json(path) for name, path in record_files(settings.state).items()}
+    """The engines of the stack, and those of a base that answer, as their records say, by their registry's names."""
+    read = {name: read_json(path) for name, path in record_files(settings.state).items()}
+    records = {str(record.get("engine_id") or name): record for name, record in read.items()}
     able = [
         name
         for name, record in records.items()

@@ -19,6 +19,11 @@ def record_file(folder: Path, engine: str) -> Path:
     return folder / f"{FIRST}.json" if engine == FIRST else folder / "engines" / f"{engine}.json"
 
 
+def used_file(folder: Path) -> Path:
+    """Where in ``run/`` the gateway says which adapters it uses: by engine, the least recently used first."""
+    return folder / "used.json"
+
+
 def record_files(folder: Path) -> dict[str, Path]:
     """The records of all engines that there are in ``run/``, by name; the first engine comes first."""
     first = record_file(folder, FIRST)
@@ -33,6 +38,7 @@ class EngineState:
 
     ``state``: ``starting`` (``stage`` says how far), ``ready``, ``down`` (it ended or, attached, cannot be used;
     ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
+    ``engine_id`` is its name in the registry, if that is another than its file's;
     ``base_digest`` is that of the base that adapters must be made for.
     ``since`` is when that state began, in seconds since 1970. ``pid``, ``started`` and ``boot`` (see
     :class:`~serve.records.ProcessIdentity`), ``port``, ``fingerprint``, ``log`` and ``scratch`` are set for an
@@ -45,6 +51,7 @@ class EngineState:
     since: float = 0.0
     attached: bool = False
     url: str | None = None
+    engine_id: str | None = None
     base_name: str | None = None
     base_digest: str | None = None
     max_model_len: int | None = None

@@ -23,6 +23,7 @@ from serve.engine.reconcile import Memory, reconcile
 from serve.engine.spec import EngineLimits, EngineSpec
 from serve.engine.state import FIRST, EngineState, StateFile
 from serve.engine.trouble import Troubles
+from serve.engine.wishes import Room
 from serve.errors import (
     ConfigError,
     EngineStartFailed,
@@ -69,10 +70,11 @@ class Supervisor:
     """Runs one engine: ``spec`` (started and stopped here) or ``engine_url`` (attached, never touched).
 
     ``base`` is the base that the adapters must be made for, ``state_file`` usually ``run/engine.json`` and
-    ``log_file`` ``logs/engine.log`` under the home; ``limits`` are those of an attached
-    engine. ``engine_id`` is its name in the registry; ``elsewhere`` are the digests of bases that other engines
-    serve, whose adapters are no business of this one. Raises :class:`ConfigError` unless one of the two is
-    given.
+    ``log_file`` ``logs/engine.log`` under the home; ``limits`` are those of an attached engine. ``engine_id`` is its
+    name in the registry; ``elsewhere`` are the digests of bases that other engines serve, whose adapters are no
+    business of this one; ``used_file`` is where the gateway says what it uses; ``announced``: gateways of other
+    machines may ask the engine, so the registry is told every few seconds how it does. Raises
+    :class:`ConfigError` unless one of ``spec`` and ``engine_url`` is given.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class Supervisor:
         start_timeout: float = 600.0,
         engine_id: str = FIRST,
         elsewhere: Collection[str] = (),
+        used_file: Path | None = None,
+        announced: bool = False,
     ) -> None:
         if (spec is None) == (engine_url is None):
             raise ConfigError(
@@ -102,11 +106,19 @@ class Supervisor:
         self._troubles = Troubles()
         self._file = StateFile(
             state_file,
-            EngineState(attached=spec is None, url=engine_url, base_name=base.name, base_digest=base.digest),
+            EngineState(
+                attached=spec is None,
+                url=engine_url,
+                engine_id=engine_id,
+                base_name=base.name,
+                base_digest=base.digest,
+            ),
             self._troubles,
         )
         self._elsewhere = frozenset(elsewhere) - {base.digest}
         self._memory = Memory(exclusive=spec is not None)
+        self._used_file, self._announced = used_file, announced
+        self._crowded = False
         self._process: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
         self._last_pass, self._revision = float("-inf"), -1
@@ -241,6 +253,7 @@ class Supervisor:
             late = time.monotonic() - self._last_pass > FULL_PASS
             if revision != self._revision or late or self._memory.due() or REGISTRY in self._troubles:
                 await self._reconcile(client)
+                await self._announce("ready")
                 self._last_pass, self._revision = time.monotonic(), revision
         except StorageError as error:
             self._troubles.note(REGISTRY, error)
@@ -248,11 +261,24 @@ class Supervisor:
     async def _reconcile(self, client: EngineClient) -> None:
         try:
             result = await reconcile(
-                self.registry, client, self.engine_id, self._served, self._memory, self._elsewhere
+                self.registry,
+                client,
+                self.engine_id,
+                self._served,
+                self._memory,
+                self._elsewhere,
+                Room(self._limits.max_cpu_loras, self._used()),
             )
         except EngineUnavailable as error:
             log.warning("reconciling stopped: %s", error)  # whether the engine is gone, the next look decides
             return
+        if result.excess and not self._crowded:
+            log.warning(
+                "%d adapters more are needed at once than %s keeps in memory; raise TENON_MAX_CPU_LORAS",
+                result.excess,
+                self.engine_id,
+            )
+        self._crowded = result.excess > 0
         for engine_name in result.loaded:
             log.info("loaded %s", engine_name)
         for engine_name in result.unloaded:
@@ -263,6 +289,12 @@ class Supervisor:
             self._troubles.note(REGISTRY, result.unwritten)
         else:
             self._troubles.over(REGISTRY)
+
+    def _used(self) -> list[str]:
+        """What the gateway has used on this engine, the least recently first, as far as it says."""
+        told = read_json(self._used_file) if self._used_file is not None else {}
+        names = told.get(self.engine_id)
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     async def _after_death(self, error: TenonError) -> None:
         """Tell first, so that the gateway sends nothing more; then clear away what is left, then wait."""
@@ -281,10 +313,17 @@ class Supervisor:
         await asyncio.sleep(self._backoff)
         self._backoff = min(self._backoff * 2, LAST_BACKOFF)
 
+    async def _announce(self, state: str, reason: str = "") -> None:
+        """Tell gateways of other machines where the engine is and how; raises StorageError."""
+        if self._announced:
+            url, base = self.state.url or "", self.state.base_name or self.base.name
+            await asyncio.to_thread(self.registry.see_engine, self.engine_id, url, base, state, reason)
+
     async def _mark_pending(self) -> None:
         """Have the registry say that nothing is loaded, as far as it can be written."""
         try:
             await asyncio.to_thread(self._write_pending)
+            await self._announce("down", self.state.error)
         except StorageError as error:
             self._troubles.note(REGISTRY, error)
 

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from evalsuite.load.adapters import write_adapter
 from serve.engine import reconcile as module
 from serve.engine.reconcile import Memory, reconcile
+from serve.engine.wishes import Room, Wishes
 from serve.errors import AdapterLoadFailed, EngineUnavailable, StorageError
 from serve.names import VersionRef
 from serve.registry.registry import Registry
@@ -147,8 +148,9 @@ class Reconciler(RuleBasedStateMachine):
 
     template: Path
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(capacity=st.sampled_from((None, 1, 3)))
+    def start(self, capacity: int | None) -> None:
+        self.room = Room(capacity) if capacity is not None else None
         self.home = Path(tempfile.mkdtemp(prefix="machine-"))
         shutil.copytree(self.template, self.home, dirs_exist_ok=True, symlinks=True)
         self.registry = Registry.open(self.home)
@@ -166,7 +168,7 @@ class Reconciler(RuleBasedStateMachine):
             shutil.rmtree(self.home)
 
     def one_pass(self) -> object:
-        work = reconcile(self.shaky, self.engine, "engine", BASE, self.memory)
+        work = reconcile(self.shaky, self.engine, "engine", BASE, self.memory, room=self.room)
         return self.runner.run(work)
 
     def expire(self) -> None:
@@ -242,11 +244,16 @@ class Reconciler(RuleBasedStateMachine):
         for _ in range(2):
             self.expire()
             self.one_pass()
-        desired = {version.engine_name: str(version.ref) for version in self.registry.desired()}
+        registry = self.registry
+        wishes = Wishes.of(registry.desired(), registry.aliases(), registry.wanted(), self.room)
+        desired = {version.engine_name for version in wishes.loaded}
         bad = self.engine.refused | self.engine.silent
-        assert self.engine.adapters == (desired.keys() - bad) | {FOREIGN}
+        assert self.engine.adapters == (desired - bad) | {FOREIGN}
         states = {row.engine_name: row.state for row in self.registry.loaded("engine")}
-        assert states == {name: "failed" if name in bad else "ready" for name in desired}
+        assert states == {
+            **{name: "failed" if name in bad else "ready" for name in desired},
+            **{version.engine_name: "pending" for version in wishes.left_out},
+        }
         revision, commands = self.registry.revision(), self.engine.commands
         self.one_pass()
         assert (self.registry.revision(), self.engine.commands) == (revision, commands)
