@@ -84,28 +84,40 @@ class HangUp:
     """Ends a block when the client hangs up: ``async with HangUp(receive): …`` raises ClientGone then.
 
     It cancels the task that runs the block, so that whatever the block waits for (an engine's connection) is
-    closed at that moment and not at the next write.
+    closed at that moment and not at the next write. A server whose ``receive`` has ``when_gone`` tells of the
+    hang-up itself, as our own does (``protocol.py``); with others, a task waits for it.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._tell: Callable[[Callable[[], None] | None], None] | None = getattr(receive, "when_gone", None)
+        self._watcher: asyncio.Task[None] | None = None
         self._happened = False
 
     async def __aenter__(self) -> None:
         task = asyncio.current_task()
         assert task is not None, "requests run in tasks"
         self._task = task
-        self._watcher = asyncio.create_task(self._watch())
+        if self._tell is not None:
+            self._tell(self._gone)
+        else:
+            self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._gone()
+
+    def _gone(self) -> None:
         self._happened = True
         self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._watcher.cancel()
+        if self._tell is not None:
+            self._tell(None)
+        if self._watcher is not None:
+            self._watcher.cancel()
         if self._happened and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise ClientGone from error

@@ -10,7 +10,10 @@ from serve.registry.keys import Scope
 
 
 def authorise(request: FastAPIRequest, wanted: Scope) -> Caller:
-    """The caller of a request if it may do what is wanted, else raise MissingScope."""
+    """Whoever sent a request, if they have the scope; else raises MissingScope.
+
+    That they have a valid key was seen before the request came to any route.
+    """
     caller = caller_of(request.scope)
     caller.require(wanted)
     return caller

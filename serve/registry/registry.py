@@ -87,6 +87,11 @@ class Registry(Accounts, Fleet):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def shared(self) -> bool:
+        """Whether other machines may use the same registry, with engines of their own."""
+        return self._database.shared
+
     def register(
         self,
         folder: Path,

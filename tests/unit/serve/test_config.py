@@ -19,6 +19,8 @@ VALUES = {
     "host": "0.0.0.0",
     "port": "9000",
     "engine_url": "http://127.0.0.1:8000",
+    "replicas": "2",
+    "fleet": "/etc/fleet.yaml",
     "max_loras": "8",
     "max_cpu_loras": "32",
     "max_num_seqs": "64",
