@@ -88,7 +88,7 @@ def keyring(settings: Settings, registry: Registry, sock: socket.socket) -> Iter
     used, address = registry.keys_used(), sock.getsockname()[0]
     check_reach(sock, keys=used)
     if not used:
-        logger.warning("no keys: loopback only; whoever reaches %s may ask everything", address)
+        logger.info("no keys: loopback only; whoever reaches %s may ask everything", address)
     with operator_key(settings.state) as secret:
         keys = Keyring(registry, loopback=is_loopback(address), operator=hash_of(secret))
         keys.open_metrics = settings.open_metrics

@@ -50,6 +50,7 @@ def test_the_life_of_keys(home: Path, fake_engine: str, tmp_path: Path) -> None:
     done = tenon(home, "up", "--detach", "--port", str(free_port()), "--engine-url", fake_engine)
     assert done.returncode == 0, done.stderr
     assert "no keys: loopback only" in done.stdout
+    assert "no keys: loopback only" in (home / "logs" / "gateway.log").read_text()
     url = str(status(home).url)
     assert ask(url) == 200
     operator = home / "run" / "operator.key"
