@@ -18,7 +18,7 @@ BIN := .venv/bin
 TENON := $(BIN)/tenon
 STACK := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)')
 
-.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu clean
+.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -57,6 +57,12 @@ bench-lora-cpu: setup ## Measure LoRA on a CPU, vLLM's stock code beside ours
 
 check-lora-cpu: setup ## Compare the answers of vLLM's stock LoRA code on a CPU with those of ours
 	@$(BIN)/python -m evalsuite.load.lora_parity $(ARGS)
+
+bench-gateway: setup ## Measure what the gateway costs, beside other proxies (ARGS="--litellm PATH --vllm-router PATH")
+	@$(BIN)/python -m evalsuite.load.gateway $(ARGS)
+
+bench-faults: setup ## Cut, kill and drain a gateway under load, and count what clients see
+	@$(BIN)/python -m evalsuite.load.faults all $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
 	-@if [ -x $(TENON) ]; then $(TENON) down; fi

@@ -9,7 +9,7 @@ from rich.table import Table
 from deploy import stack
 from deploy.console import console, note, print_json, state_text, step
 from deploy.controller import read_stack
-from deploy.status import Part, Status, processes
+from deploy.status import Status, processes
 from deploy.status import status as status_of
 from serve.config import Settings
 from serve.errors import AlreadyUp, NotUp
@@ -73,13 +73,14 @@ def up(
         str | None, typer.Option(help="Address that the gateway listens on.", show_default="127.0.0.1")
     ] = None,
     engine_url: Annotated[
-        str | None, typer.Option(help="Attach to this vLLM server instead of starting one.")
+        str | None,
+        typer.Option(help="Attach to this vLLM server, or these with commas, instead of starting one."),
     ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it answers; it goes on in the background.")
     ] = False,
 ) -> None:
-    """Start the engine, the gateway and the controller, or recover what died."""
+    """Start the engines, the gateway and the controller, or recover what died."""
     settings = settings_to_run(context, model=model, port=port, host=host, engine_url=engine_url)
     with step("up") as current:
         now = stack.up(settings, current.say)
@@ -110,7 +111,7 @@ def asks_for_keys(settings: Settings) -> bool:
 
 
 def down(context: typer.Context) -> None:
-    """Stop the gateway, the engine and the controller; registered adapters stay."""
+    """Stop the gateway, the engines and the controller; registered adapters stay."""
     settings = Settings.read(home=context.obj)
     with step("down") as current:
         current.say("letting requests in flight finish")
@@ -130,8 +131,8 @@ def status(context: typer.Context, as_json: Json = False) -> None:
 def show(now: Status) -> None:
     """Print the status for a person."""
     table = Table.grid(padding=(0, 2))
-    for name in ("controller", "engine", "gateway"):
-        part: Part = getattr(now, name)
+    engines = now.engines or {"engine": now.engine}
+    for name, part in {"controller": now.controller, **engines, "gateway": now.gateway}.items():
         table.add_row(name, state_text(part.state), str(part.pid or ""), part.detail)
     console.print(table)
     if now.gateway.running:
@@ -140,11 +141,12 @@ def show(now: Status) -> None:
         )
     if now.adapters:
         versions = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("version", "aliases", "state", "reason"):
+        for column in ("version", "aliases", *["engine"] * (len(engines) > 1), "state", "reason"):
             versions.add_column(column)
         for row in now.adapters:
+            where = [row["engine"]] if len(engines) > 1 else []
             names = ", ".join(row["aliases"])
-            versions.add_row(row["version"], names, state_text(row["state"]), row["reason"])
+            versions.add_row(row["version"], names, *where, state_text(row["state"]), row["reason"])
         console.print(versions)
     if now.registry:
         console.print(now.registry, style="red", soft_wrap=True)

@@ -1,8 +1,8 @@
-"""The process that keeps the stack as it should be: one engine, one gateway, the adapters that are desired.
+"""The process that keeps the stack as it should be: its engines, one gateway, the adapters that are desired.
 
 ``python -m deploy.controller --home DIR`` reads ``run/stack.json`` (written by ``tenon up``). It is
 level-triggered: what it finds running it adopts, what is missing it starts, and it may itself be killed and
-started again at any time without the engine or the gateway noticing.
+started again at any time without the engines or the gateway noticing.
 """
 
 import argparse
@@ -10,25 +10,23 @@ import asyncio
 import fcntl
 import logging
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploy.fleet import PlannedEngine, planned
 from deploy.processes import end, ending, recorded, spawn
 from serve.config import PREFIX, Settings
-from serve.engine.spec import EngineLimits, EngineSpec
-from serve.engine.supervisor import Supervisor
+from serve.engine.process import end_recorded
+from serve.engine.state import record_files
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
 from serve.logs import logging_to_stderr
 from serve.records import ProcessIdentity, read_json, write_json
 from serve.registry import Registry
-from serve.registry.base import identify_base
-from serve.telemetry import traces_endpoint
 
 log = logging.getLogger("tenon.controller")
 
@@ -43,10 +41,18 @@ GATEWAY_RULES = (
     "log_level",
     "log_format",
     "otlp_endpoint",
+    # What its management API needs.
+    "model",
+    "max_lora_rank",
+    "max_adapter_mib",
+    "adapter_timeout",
+    "allow_private_sources",
+    "api_adapter_folder",
 )
 TICK = 0.2  # seconds between two looks at the gateway
 GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
 BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the gateway's next start, by recent failures
+LONG_GONE = 24 * 3600.0  # seconds after which an engine of another machine is forgotten
 HEALTHY_AFTER = 60.0  # seconds after which earlier failures are forgotten
 
 
@@ -154,50 +160,47 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
 
 
 async def control(settings: Settings) -> None:
-    """Run the stack until SIGTERM or SIGINT, then stop the gateway first and the engine last."""
+    """Run the stack until SIGTERM or SIGINT, then stop the gateway first and the engines last."""
     stop, stop_gateway = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_gateway.set)
     with Registry.of(settings) as registry:
-        supervisor = supervisor_of(settings, registry)
-        engine = asyncio.create_task(supervisor.run(stop))
+        plan = planned(settings)
+        await retire(settings, registry, plan)
+        bases = {engine.base.digest for engine in plan}
+        supervisors = [engine.supervisor(settings, registry, bases) for engine in plan]
+        engines = [asyncio.create_task(supervisor.run(stop)) for supervisor in supervisors]
         gateway = asyncio.create_task(GatewayKeeper(settings).run(stop_gateway))
         try:
-            await asyncio.wait({engine, gateway}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*engines, gateway}, return_when=asyncio.FIRST_COMPLETED)
             stop_gateway.set()
             await gateway
         finally:
             stop.set()
-            await engine
+            await asyncio.gather(*engines)
 
 
-def supervisor_of(settings: Settings, registry: Registry) -> Supervisor:
-    """The supervisor of the engine that the settings ask for: one to start, or one to attach to."""
-    base = identify_base(settings.model)
-    spec = None
-    if settings.engine_url is None:
-        spec = EngineSpec(
-            model=base.path,
-            base_name=base.name,
-            max_loras=settings.max_loras,
-            max_cpu_loras=settings.max_cpu_loras,
-            max_lora_rank=settings.max_lora_rank,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            extra_args=tuple(shlex.split(settings.engine_args)),
-            otlp_endpoint=traces_endpoint(settings.otlp_endpoint),
-        )
-    return Supervisor(
-        registry,
-        base,
-        state_file=settings.state / "engine.json",
-        log_file=settings.logs / "engine.log",
-        spec=spec,
-        engine_url=settings.engine_url,
-        limits=EngineLimits(settings.max_loras, settings.max_cpu_loras, settings.max_num_seqs or 256),
-        start_timeout=settings.engine_start_timeout,
-    )
+async def retire(settings: Settings, registry: Registry, plan: Sequence[PlannedEngine]) -> None:
+    """End the engines of an earlier stack that this one has no more, and forget what they held."""
+    kept, gone = {engine.name for engine in plan}, set()
+    for name, path in record_files(settings.state).items():
+        if name not in kept:
+            log.info("engine %s is not part of the stack any more", name)
+            record = read_json(path)
+            await end_recorded(record)
+            gone.add(str(record.get("engine_id") or name))
+            path.unlink(missing_ok=True)
+    if not registry.shared:  # nobody else has engines in this registry
+        gone |= {row.engine for row in registry.loaded()} - kept
+    try:
+        if registry.shared:
+            seen = {engine.name for engine in registry.engines(within=LONG_GONE)}
+            gone |= {engine.name for engine in registry.engines()} - seen
+        for name in gone:
+            registry.forget_engine(name)
+    except StorageError as error:  # what it held is not asked of it; the record of it is all that stays
+        log.warning("%s", error.message)
 
 
 def main(argv: list[str] | None = None) -> int:

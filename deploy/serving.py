@@ -13,6 +13,7 @@ from typing import Any
 from deploy.net import get_json
 from deploy.status import require_up
 from serve.config import Settings
+from serve.engine.state import record_files
 from serve.errors import (
     AdapterLoadFailed,
     EngineUnavailable,
@@ -21,7 +22,9 @@ from serve.errors import (
     VersionNotFound,
 )
 from serve.names import VersionRef, check_name
-from serve.registry import Alias, EvaluationRecord, Registry, Version
+from serve.records import read_json
+from serve.registry import Alias, Registry, Version
+from serve.registry.evidence import latest_evaluation, why_not
 
 LOAD_TIMEOUT = 300.0  # seconds, an engine that restarts meanwhile included
 ROUTE_TIMEOUT = 10.0  # seconds for the gateway to route by a change of the registry
@@ -68,27 +71,44 @@ def wait_until_loaded(
 ) -> float:
     """Wait until a probe saw a wanted version answer as itself and requests reach it; returns seconds.
 
-    Raises :class:`NotUp`, :class:`AdapterLoadFailed` with the engine's own words, or
+    All engines of its base that are up must hold it, so that none of them is a surprise; one that is down gets it when
+    it comes back. Raises :class:`NotUp`, :class:`AdapterLoadFailed` with the engine's own words, or
     :class:`EngineUnavailable` when it takes too long.
     """
     require_up(settings.home)
+    base = registry.version(ref).base_digest
     started = time.monotonic()
     while time.monotonic() - started < LOAD_TIMEOUT:
-        states = [row for row in registry.loaded() if row.ref == ref]
-        for row in states:
-            if row.state == "failed":
+        every, able = engines_up(settings, base)
+        states = {row.engine: row for row in registry.loaded() if row.ref == ref and row.engine in every}
+        for row in states.values():
+            if row.state == "failed" and (row.engine in able or not able):
                 raise AdapterLoadFailed(
                     f"the engine does not serve {ref}: {row.reason}",
-                    "see `tenon status` and the engine's log",
+                    f"see `tenon status` and the log of {row.engine}",
                 )
-        if states and all(row.state == "ready" for row in states):
+        missing = [name for name in able if name not in states or states[name].state != "ready"]
+        if able and not missing:
             wait_for_routes(registry, settings)
             return time.monotonic() - started
-        say(f"{ref} is {states[0].state if states else 'pending'}")
+        state = states[missing[0]].state if missing and missing[0] in states else "pending"
+        say(f"{ref} is {state}" + (f" on {missing[0]}" if len(able) > 1 else ""))
         time.sleep(POLL)
     raise EngineUnavailable(
         f"{ref} was not loaded after {LOAD_TIMEOUT:.0f} s", "see `tenon status` and the engine's log"
     )
+
+
+def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str]]:
+    """The engines of the stack, and those of a base that answer, as their records say, by their registry's names."""
+    read = {name: read_json(path) for name, path in record_files(settings.state).items()}
+    records = {str(record.get("engine_id") or name): record for name, record in read.items()}
+    able = [
+        name
+        for name, record in records.items()
+        if record.get("state") == "ready" and record.get("base_digest") in (None, base_digest)
+    ]
+    return set(records), able
 
 
 def wait_for_routes(registry: Registry, settings: Settings) -> None:
@@ -164,31 +184,3 @@ def split_alias(
         )
     wait_for_routes(registry, settings)
     return alias
-
-
-def latest_evaluation(registry: Registry, version: Version) -> EvaluationRecord | None:
-    """The latest evaluation of a version against its own base that counts as evidence, or None."""
-    records = [
-        record
-        for record in registry.evaluations(version.ref)
-        if record.base_digest == version.base_digest and record.result.get("gate", {}).get("evidence")
-    ]
-    return records[-1] if records else None
-
-
-def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Version) -> str | None:
-    """What speaks against letting ``version`` take ``alias`` on the evidence of ``record``; None if nothing.
-
-    A version that passed may always come back to a name that it had just before, or has. To replace another
-    one, it must have been compared with that one.
-    """
-    if record is None:
-        return "it has not been evaluated on all of its held-out questions"
-    gate = record.result["gate"]
-    if not gate["allowed"]:
-        return str(gate["reason"])
-    if alias is None or version.ref in (alias.target.ref, alias.previous):
-        return None
-    if gate["live"] != str(alias.target.ref):
-        return f"it was not compared with {alias.target.ref}, which answers users now"
-    return None

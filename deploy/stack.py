@@ -5,17 +5,19 @@ import contextlib
 import fcntl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from deploy.controller import GATEWAY_GRACE, stack_file, write_stack
+from deploy.fleet import planned
 from deploy.net import answers
 from deploy.processes import end, recorded, spawn
 from deploy.status import Status, processes, status
 from serve.config import Settings
 from serve.engine.process import end_recorded
+from serve.engine.state import record_files
 from serve.errors import (
     AlreadyUp,
     EngineStartFailed,
@@ -27,7 +29,6 @@ from serve.net import check_reach, listen
 from serve.prices import Prices
 from serve.records import read_json
 from serve.registry import Registry
-from serve.registry.base import identify_base
 
 CONTROLLER_GRACE = 75.0  # seconds: the gateway's 30 and the engine's 15, and room
 READY_AFTER_ENGINE = 120.0  # seconds for the gateway, and for adapters to load, once the engine is ready
@@ -81,7 +82,7 @@ def start_controller(settings: Settings, before: Status) -> "subprocess.Popen[by
     """Write what is wanted and start a controller; it adopts an engine and a gateway that still live."""
     if before.gateway.pid is None:
         check_gateway(settings)
-    identify_base(settings.model)
+    planned(settings)
     write_stack(settings)
     (settings.state / "gateway-exit.json").unlink(missing_ok=True)
     return spawn("deploy.controller", "--home", str(settings.home), log=settings.logs / "controller.log")
@@ -111,31 +112,35 @@ def undo(child: "subprocess.Popen[bytes]", home: Path, before: Status) -> None:
     (home / "run" / "controller.json").unlink(missing_ok=True)
     if before.gateway.pid is None:
         end_gateway(home)
-    if before.engine.pid is None:
-        end_engine(home)
+    end_engines(home, {name for name, part in before.engines.items() if part.pid is not None})
 
 
 def wait_until_up(
     settings: Settings, child: "subprocess.Popen[bytes] | None", say: Callable[[str], None]
 ) -> Status:
-    """Wait for engine and gateway, saying what is going on; ``child`` is the controller if we started it.
+    """Wait for engines and gateway, saying what is going on; ``child`` is the controller if we started it.
 
     A first start that fails is given up at once, as it would fail again; in a stack that ran before, the
-    controller is given one more try.
+    controller is given one more try. An engine that fails is not waited for where another one has its base.
     """
     started, deadline = time.time(), time.monotonic() + settings.engine_start_timeout + READY_AFTER_ENGINE
-    tries = 0 if child is not None else int(read_json(settings.state / "engine.json").get("restarts", 0)) + 1
+    before = {name: read_json(path) for name, path in record_files(settings.state).items()}
+    tries = {
+        name: 0 if child is not None else int(was.get("restarts", 0)) + 1 for name, was in before.items()
+    }
+    names = [engine.name for engine in planned(settings)]
     while time.monotonic() < deadline:
         now = processes(settings.home)
-        if now.healthy and answers(f"{now.url}/readyz"):
+        failed = failures(settings, started, tries)
+        if all_up(now, names, failed) and answers(f"{now.url}/readyz"):
             return status(settings.home)
         if (child.poll() is not None) if child is not None else not now.controller.running:
             raise EngineStartFailed(
                 f"the controller ended: {last_line(settings.logs / 'controller.log')}",
                 f"see {settings.logs / 'controller.log'}",
             )
-        raise_failure(settings, started, tries)
-        say(progress_of(now, read_json(settings.state / "engine.json")))
+        raise_failure(settings, now, started, failed)
+        say(progress_of(settings, now))
         time.sleep(0.25)
     raise EngineStartFailed(
         f"the engine was not ready after {settings.engine_start_timeout:.0f} s",
@@ -143,12 +148,34 @@ def wait_until_up(
     )
 
 
-def raise_failure(settings: Settings, started: float, tries: int) -> None:
-    """Raise what the engine or the gateway failed with since ``started``, if waiting on is of no use."""
-    engine = read_json(settings.state / "engine.json")
-    failed = engine.get("state") in ("down", "backoff") and engine.get("error") and engine["since"] >= started
-    if failed and (engine.get("attached") or int(engine.get("restarts", 0)) > tries):
-        raise EngineStartFailed(engine["error"], engine.get("hint") or f"see {settings.logs / 'engine.log'}")
+def failures(settings: Settings, started: float, tries: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """The records of engines that failed since ``started`` so that waiting on is of no use, by name."""
+    found = {}
+    for name, path in record_files(settings.state).items():
+        engine = read_json(path)
+        down = engine.get("state") in ("down", "backoff") and engine.get("error")
+        again = not engine.get("attached") and int(engine.get("restarts", 0)) <= tries.get(name, 0)
+        if down and engine["since"] >= started and not again:
+            found[name] = engine
+    return found
+
+
+def all_up(now: Status, names: Collection[str], failed: Collection[str]) -> bool:
+    """Whether all runs, engines of these ``names`` among it, but for those that failed."""
+    running = {name for name, part in now.engines.items() if part.running}
+    return now.controller.running and now.gateway.running and running.issuperset(set(names) - set(failed))
+
+
+def raise_failure(
+    settings: Settings, now: Status, started: float, failed: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raise what the engines of a base or the gateway failed with since ``started``."""
+    records = {name: read_json(path) for name, path in record_files(settings.state).items()}
+    hopeful = {engine.get("base_digest") for name, engine in records.items() if name not in failed}
+    for name, engine in failed.items():
+        if engine.get("base_digest") not in hopeful:
+            log = settings.logs / f"{name}.log"
+            raise EngineStartFailed(engine["error"], engine.get("hint") or f"see {log}")
     gateway = read_json(settings.state / "gateway-exit.json")
     if gateway.get("failures", 0) > 1 and gateway["at"] >= started:
         log = settings.logs / "gateway.log"
@@ -164,10 +191,14 @@ def last_line(log: Path) -> str:
     return next((message_of(line.strip()) for line in reversed(lines) if line.strip()), "its log is empty")
 
 
-def progress_of(now: Status, engine: dict[str, Any]) -> str:
+def progress_of(settings: Settings, now: Status) -> str:
     """What a person waiting wants to read."""
-    if not now.engine.running:
-        return f"engine: {engine.get('stage') or engine.get('state', 'starting')}"
+    for name, path in record_files(settings.state).items():
+        if name not in now.engines or not now.engines[name].running:
+            engine = read_json(path)
+            return f"{name}: {engine.get('stage') or engine.get('state', 'starting')}"
+    if not now.engines:
+        return "engine: starting"
     return "gateway" if not now.gateway.running else "adapters"
 
 
@@ -178,7 +209,7 @@ def down(home: Path) -> list[str]:
     if controller is not None:
         end(controller, grace=CONTROLLER_GRACE)
         stopped.append("controller")
-    stopped += ["gateway"] * end_gateway(home) + ["engine"] * end_engine(home)
+    stopped += ["gateway"] * end_gateway(home) + end_engines(home)
     for name in ("controller.json", "gateway-exit.json"):
         (home / "run" / name).unlink(missing_ok=True)
     stack_file(home).unlink(missing_ok=True)
@@ -195,9 +226,11 @@ def end_gateway(home: Path) -> bool:
     return gateway is not None
 
 
-def end_engine(home: Path) -> bool:
-    """End an engine of our own with all that it started; whether there was one."""
-    path = home / "run" / "engine.json"
-    ended = asyncio.run(end_recorded(read_json(path)))
-    path.unlink(missing_ok=True)
+def end_engines(home: Path, kept: Collection[str] = ()) -> list[str]:
+    """End the engines of our own, but for those that are ``kept``, with all that they started; those that ended."""
+    ended = []
+    for name, path in record_files(home / "run").items():
+        if name not in kept:
+            ended += [name] * asyncio.run(end_recorded(read_json(path)))
+            path.unlink(missing_ok=True)
     return ended

@@ -9,6 +9,7 @@ from deploy.controller import read_stack
 from deploy.net import answers
 from deploy.processes import ending, recorded
 from serve.config import Settings
+from serve.engine.state import FIRST, record_files
 from serve.errors import NotUp, StorageError
 from serve.net import url_of
 from serve.records import read_json
@@ -31,7 +32,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Status:
-    """How the stack is; ``url`` is the gateway's, also while it is down."""
+    """How the stack is; ``url`` is the gateway's, also while it is down.
+
+    ``engine`` is the first of the ``engines``, which are known by their names.
+    """
 
     home: Path
     url: str | None
@@ -39,6 +43,7 @@ class Status:
     controller: Part
     engine: Part
     gateway: Part
+    engines: dict[str, Part] = field(default_factory=dict)
     adapters: list[dict[str, Any]] = field(default_factory=list)
     registry: str = ""
     """Why the registry cannot be read; empty where it can."""
@@ -46,12 +51,14 @@ class Status:
     @property
     def healthy(self) -> bool:
         """Whether requests are answered and somebody watches."""
-        return self.controller.running and self.engine.running and self.gateway.running
+        engines = self.engines.values() or [self.engine]
+        return self.controller.running and self.gateway.running and all(part.running for part in engines)
 
     @property
     def down(self) -> bool:
         """Whether nothing runs at all."""
-        return all(part.pid is None for part in (self.controller, self.engine, self.gateway))
+        parts = (self.controller, self.engine, self.gateway, *self.engines.values())
+        return all(part.pid is None for part in parts)
 
     def to_dict(self) -> dict[str, Any]:
         """The status for a script to read."""
@@ -72,11 +79,12 @@ def processes(home: Path) -> Status:
     settings = read_stack(home)
     state = home / "run"
     controller = controller_part(state)
-    engine = engine_part(state)
+    engines = {name: engine_part(path) for name, path in record_files(state).items()}
     gateway = gateway_part(state, restarting=controller.running)
-    details = read_json(state / "engine.json")
+    bases = dict.fromkeys(read_json(path).get("base_name") for path in record_files(state).values())
     url = url_of(settings.host, settings.port) if settings else None
-    return Status(home, url, details.get("base_name"), controller, engine, gateway)
+    base = ", ".join(filter(None, bases)) or None
+    return Status(home, url, base, controller, engines.get(FIRST, Part("down")), gateway, engines)
 
 
 def controller_part(state: Path) -> Part:
@@ -88,12 +96,12 @@ def controller_part(state: Path) -> Part:
     return Part("down", None, f"process {gone} is gone" if gone else "")
 
 
-def engine_part(state: Path) -> Part:
-    """The engine as its supervisor last saw it, checked against the process and its health route."""
-    details = read_json(state / "engine.json")
+def engine_part(path: Path) -> Part:
+    """The engine of a record as its supervisor last saw it, checked against the process and its health route."""
+    details = read_json(path)
     if not details:
         return Part("down")
-    engine = recorded(state / "engine.json")
+    engine = recorded(path)
     pid = engine.pid if engine is not None else None
     known, restarts = str(details.get("state", "down")), int(details.get("restarts", 0))
     notes = [f"restarted {restarts} ×"] if restarts else []
@@ -120,7 +128,7 @@ def gateway_part(state: Path, *, restarting: bool) -> Part:
 
 
 def adapters_of(settings: Settings) -> list[dict[str, Any]]:
-    """Every version that the engine was asked to hold, with its state there and the aliases that mean it."""
+    """Every version that an engine was asked to hold, with its state there and the aliases that mean it."""
     if settings.database_url is None and not settings.database.exists():
         return []
     with Registry.of(settings) as registry:
@@ -129,6 +137,7 @@ def adapters_of(settings: Settings) -> list[dict[str, Any]]:
             {
                 "version": str(row.ref),
                 "aliases": [alias.name for alias in aliases if row.ref in alias.refs],
+                "engine": row.engine,
                 "state": row.state,
                 "reason": row.reason,
             }
@@ -139,7 +148,7 @@ def adapters_of(settings: Settings) -> list[dict[str, Any]]:
 def require_up(home: Path) -> Status:
     """The status of a stack that answers, else raise :class:`NotUp`."""
     now = processes(home)
-    if not now.engine.running or not now.gateway.running:
+    if not any(part.running for part in now.engines.values()) or not now.gateway.running:
         raise NotUp(
             f"the stack of {home} does not run", "start it with `tenon up --detach`, see `tenon status`"
         )

@@ -58,7 +58,11 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", min_length=1, description="address that the gateway listens on")
     port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
-    engine_url: str | None = Field(None, description="attach to this engine instead of starting one")
+    engine_url: str | None = Field(
+        None, description="attach to this engine, or these with commas, instead of starting one"
+    )
+    replicas: int = Field(1, ge=1, le=64, description="engines of our own that serve the base")
+    fleet: Path | None = Field(None, description="YAML file of further bases and their engines")
     max_loras: int = Field(4, ge=1, description="distinct adapters that the engine computes in one step")
     max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
     max_num_seqs: int | None = Field(None, ge=1, description="requests that the engine computes at once")
@@ -69,6 +73,10 @@ class Settings(BaseSettings):
     )
     allow_private_sources: bool = Field(
         False, description="fetch adapters from http(s) hosts in private networks and on this machine too"
+    )
+    api_adapter_folder: Path | None = Field(
+        None,
+        description="folder below which the management API may register adapters from this machine's disk",
     )
     max_model_len: int | None = Field(None, ge=16, description="longest prompt plus answer, in tokens")
     engine_args: str = Field(
@@ -163,6 +171,19 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return value.strip()
 
+    @field_validator("engine_url")
+    @classmethod
+    def _engines_have_urls(cls, value: str | None) -> str | None:
+        urls = [url.strip() for url in value.split(",") if url.strip()] if value is not None else []
+        if len(set(urls)) != len(urls):
+            raise ValueError("names an engine twice")
+        return ",".join(urls) or None
+
+    @field_validator("fleet")
+    @classmethod
+    def _fleet_is_absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None and str(value) != "." else None
+
     @field_validator("engine_args")
     @classmethod
     def _arguments_can_be_split(cls, value: str) -> str:
@@ -177,6 +198,11 @@ class Settings(BaseSettings):
             raise ValueError(f"{', '.join(unknown)}: none of {', '.join(MEDIA)}")
         return ",".join(kinds)
 
+    @field_validator("api_adapter_folder")
+    @classmethod
+    def _adapter_folder_is_absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None and str(value) != "." else None
+
     @field_validator("presets")
     @classmethod
     def _presets_are_absolute(cls, value: Path | None) -> Path | None:
@@ -186,6 +212,11 @@ class Settings(BaseSettings):
     def media_kinds(self) -> list[str]:
         """The kinds of media that requests may carry."""
         return self.media.split(",") if self.media else []
+
+    @property
+    def engine_urls(self) -> list[str]:
+        """The engines to attach to; none are, if there are engines of our own."""
+        return self.engine_url.split(",") if self.engine_url else []
 
     @property
     def presets_file(self) -> Path:

@@ -24,6 +24,7 @@
     │   ├── VersionNotFound         no such ``name@vN``
     │   ├── RunNotFound
     │   └── KeyNotFound             no such API key
+    ├── Forbidden                   who asks may not do this
     ├── Conflict
     │   ├── PortInUse
     │   ├── AlreadyUp
@@ -235,6 +236,15 @@ class KeyNotFound(NotFound):
     code = "key_not_found"
 
 
+class Forbidden(TenonError):
+    """Whoever asks is known, but may not do this."""
+
+    status = 403
+    code = "forbidden"
+    type = "invalid_request_error"
+    exit_code = 2
+
+
 class Conflict(TenonError):
     """The request is fine but the present state does not allow it."""
 
@@ -347,6 +357,6 @@ class GateRefused(TenonError):
 class StorageError(TenonError):
     """A file or the database could not be written or read: disk full, read-only, corrupt."""
 
-    status = 507
+    status = 503
     code = "storage_error"
     exit_code = 7

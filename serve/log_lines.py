@@ -166,8 +166,8 @@ class JsonLines(logging.Formatter):
             line["error"] = error
         try:
             text = orjson.dumps(line, default=str).decode()
-        except TypeError:  # half a surrogate pair somewhere
-            return json.dumps(line, default=str)
+        except TypeError:  # half a surrogate pair somewhere, which is no letter, and which JSON cannot hold
+            text = json.dumps(line, default=str, ensure_ascii=False).encode("utf-8", "replace").decode()
         return text if text.isascii() else "".join(map(_escaped, text))
 
 

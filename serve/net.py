@@ -3,6 +3,7 @@
 import errno
 import ipaddress
 import socket
+from urllib.parse import urlsplit
 
 from serve.errors import ConfigError, PortInUse
 
@@ -55,3 +56,12 @@ def url_of(host: str, port: int) -> str:
     """The URL that reaches, from this machine, a server listening on ``host``."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL names this machine by its loopback address, so that another machine would find itself there."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -21,6 +21,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.table import Table
 
+from evalsuite.load.verdict import quantile
 from serve.gateway.balance.slots import Limits, Request, Slots, State
 
 TICK = 0.1
@@ -205,11 +206,6 @@ def summarise(policy: str, arrivals: Sequence[Arrival], waited: dict[int, float]
     worst = max(quantile(sorted(times), 0.99) for times in own.values())
     mean = sum(everyone) / len(everyone)
     return Waits(policy, mean, quantile(everyone, 0.5), quantile(everyone, 0.99), everyone[-1], worst)
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The nearest-rank quantile of sorted numbers."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def compare(load: Load, limits: Limits) -> list[Waits]:

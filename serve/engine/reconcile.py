@@ -3,18 +3,20 @@ of times.
 
 Desired are the versions that an alias, a rollback or an evaluation needs; observed is what the engine's
 ``/v1/models`` says. What is missing is loaded and probed, targets of aliases first; what nobody wants is
-drained and unloaded. The registry learns each step as it happens, and nothing is written when nothing
-changed.
+drained and unloaded, and so is what has no room (``wishes`` says which). The registry learns each step as it
+happens, and nothing is written when nothing changed.
 """
 
 import asyncio
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from serve.engine.client import EngineClient
 from serve.engine.probe import probe_effect
+from serve.engine.wishes import NO_ROOM, Room, Wishes
 from serve.errors import AdapterLoadFailed, StorageError
 from serve.names import VERSION
 from serve.registry.records import Version
@@ -99,13 +101,14 @@ class Memory:
 class Reconciliation:
     """What one pass did: engine names loaded and unloaded, and those that failed with the reason.
 
-    ``unwritten`` is why the registry could not be told; the engine is moved all the same, as far as that is
-    safe.
+    ``excess`` is how many more adapters are needed at once than the engine keeps. ``unwritten`` is why the registry
+    could not be told; the engine is moved all the same, as far as that is safe.
     """
 
     loaded: list[str] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    excess: int = 0
     unwritten: StorageError | None = None
 
     @property
@@ -115,15 +118,25 @@ class Reconciliation:
 
 
 async def reconcile(
-    registry: Registry, client: EngineClient, engine_id: str, base: Base, memory: Memory | None = None
+    registry: Registry,
+    client: EngineClient,
+    engine_id: str,
+    base: Base,
+    memory: Memory | None = None,
+    elsewhere: Collection[str] = (),
+    room: Room | None = None,
 ) -> Reconciliation:
     """Make one pass; ``base.name`` is the name that the engine serves its base under.
 
-    Raises :class:`~serve.errors.EngineUnavailable` when the engine stops answering and
-    :class:`~serve.errors.StorageError` when the registry cannot be read; what was done until then is
-    recorded, and a later pass goes on from there.
+    A version of another base is failed, but for those whose base's digest is among ``elsewhere``; what has no
+    ``room`` stays pending. Raises
+    :class:`~serve.errors.EngineUnavailable` when the engine stops answering and
+    :class:`~serve.errors.StorageError` when the registry cannot be read; what was done until then is recorded, and
+    a later pass goes on from there.
     """
-    work = _Pass(registry, client, engine_id, base, memory if memory is not None else Memory())
+    work = _Pass(
+        registry, client, engine_id, base, memory if memory is not None else Memory(), elsewhere, room
+    )
     await work.observe()
     await work.load_missing()
     await work.unload_unwanted()
@@ -134,28 +147,38 @@ class _Pass:
     """One pass: ``states`` are the engine's rows in the registry as they should be now."""
 
     def __init__(
-        self, registry: Registry, client: EngineClient, engine_id: str, base: Base, memory: Memory
+        self,
+        registry: Registry,
+        client: EngineClient,
+        engine_id: str,
+        base: Base,
+        memory: Memory,
+        elsewhere: Collection[str],
+        room: Room | None,
     ) -> None:
         self.registry, self.client, self.engine_id = registry, client, engine_id
-        self.base, self.memory = base, memory
+        self.base, self.memory, self.elsewhere, self.room = base, memory, elsewhere, room
         self.result = Reconciliation()
         self.states: dict[str, tuple[str, str]] = {}
 
     async def observe(self) -> None:
         """Compare desired and actual, and write down the states that follow from that alone."""
-        versions, live, rows = await asyncio.to_thread(self._read)
-        ours = [version for version in versions if version.base_digest == self.base.digest]
-        self.desired = {v.engine_name: v for v in sorted(ours, key=lambda v: str(v.ref) not in live)}
+        versions, wishes, rows = await asyncio.to_thread(self._read)
+        self.desired = {version.engine_name: version for version in wishes.loaded}
+        self.left_out = {version.engine_name: ("pending", NO_ROOM) for version in wishes.left_out}
+        self.result.excess = wishes.excess
         self.actual = set(await self.client.models()) - {self.base.name}
         self.known = {engine_name: ref for ref, (engine_name, _) in rows.items()}
         for engine_name, version in self.desired.items():
             self.states[str(version.ref)] = self._state(engine_name, rows.get(str(version.ref)))
         for version in versions:
-            if version.base_digest != self.base.digest:
+            if version.base_digest != self.base.digest and version.base_digest not in self.elsewhere:
                 reason = (
                     f"it was made for another base ({version.base_name}) than the engine's ({self.base.name})"
                 )
                 self.states[str(version.ref)] = ("failed", reason)
+        for version in wishes.left_out:
+            self.states[str(version.ref)] = ("pending", NO_ROOM)
         for engine_name in self._unwanted():
             self.states[self._ref(engine_name)] = ("draining", "")
         self.memory.proven &= self.actual
@@ -163,12 +186,14 @@ class _Pass:
             del self.memory.failures[gone]
         await self._write()
 
-    def _read(self) -> tuple[list[Version], set[str], dict[str, tuple[str, str]]]:
-        live = {str(ref) for alias in self.registry.aliases() for ref in alias.refs}
+    def _read(self) -> tuple[list[Version], Wishes, dict[str, tuple[str, str]]]:
         rows = {
             str(row.ref): (row.engine_name, str(row.state)) for row in self.registry.loaded(self.engine_id)
         }
-        return self.registry.desired(), live, rows
+        versions = self.registry.desired()
+        ours = [version for version in versions if version.base_digest == self.base.digest]
+        wishes = Wishes.of(ours, self.registry.aliases(), self.registry.wanted(), self.room)
+        return versions, wishes, rows
 
     def _state(self, engine_name: str, row: tuple[str, str] | None) -> tuple[str, str]:
         if engine_name in self.memory.failures:
@@ -247,6 +272,8 @@ class _Pass:
             del self.memory.draining[engine_name]
             self.memory.proven.discard(engine_name)
             self.states.pop(self._ref(engine_name), None)
+            if engine_name in self.left_out:
+                self.states[self._ref(engine_name)] = self.left_out[engine_name]
             self.result.unloaded.append(engine_name)
         await self._write()
 

@@ -1,4 +1,4 @@
-"""``run/engine.json``: how the engine does, for the gateway and ``tenon status``."""
+"""``run/engine.json`` and ``run/engines/NAME.json``: how the engines do, for the gateway and ``tenon status``."""
 
 import dataclasses
 import time
@@ -10,6 +10,27 @@ from serve.engine.trouble import Troubles
 from serve.errors import StorageError
 from serve.records import write_json
 
+FIRST = "engine"
+"""The name of the engine whose record is ``run/engine.json``."""
+
+
+def record_file(folder: Path, engine: str) -> Path:
+    """Where in ``run/`` an engine's record is."""
+    return folder / f"{FIRST}.json" if engine == FIRST else folder / "engines" / f"{engine}.json"
+
+
+def used_file(folder: Path) -> Path:
+    """Where in ``run/`` the gateway says which adapters it uses: by engine, the least recently used first."""
+    return folder / "used.json"
+
+
+def record_files(folder: Path) -> dict[str, Path]:
+    """The records of all engines that there are in ``run/``, by name; the first engine comes first."""
+    first = record_file(folder, FIRST)
+    files = {FIRST: first} if first.exists() else {}
+    others = sorted((folder / "engines").glob("*.json"))
+    return files | {path.stem: path for path in others if not path.name.startswith(".")}
+
 
 @dataclass(frozen=True)
 class EngineState:
@@ -17,6 +38,8 @@ class EngineState:
 
     ``state``: ``starting`` (``stage`` says how far), ``ready``, ``down`` (it ended or, attached, cannot be used;
     ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
+    ``engine_id`` is its name in the registry, if that is another than its file's;
+    ``base_digest`` is that of the base that adapters must be made for.
     ``since`` is when that state began, in seconds since 1970. ``pid``, ``started`` and ``boot`` (see
     :class:`~serve.records.ProcessIdentity`), ``port``, ``fingerprint``, ``log`` and ``scratch`` are set for an
     engine of our own. ``max_loras``, ``max_cpu_loras`` and ``max_num_seqs`` are its limits.
@@ -28,7 +51,9 @@ class EngineState:
     since: float = 0.0
     attached: bool = False
     url: str | None = None
+    engine_id: str | None = None
     base_name: str | None = None
+    base_digest: str | None = None
     max_model_len: int | None = None
     max_loras: int | None = None
     max_cpu_loras: int | None = None

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from serve.engine.client import EngineClient, ModelCard
 from serve.engine.process import EngineProcess, EngineRecord
 from serve.engine.reconcile import Memory, reconcile
 from serve.engine.spec import EngineLimits, EngineSpec
-from serve.engine.state import EngineState, StateFile
+from serve.engine.state import FIRST, EngineState, StateFile
 from serve.engine.trouble import Troubles
+from serve.engine.wishes import Room
 from serve.errors import (
     ConfigError,
     EngineStartFailed,
@@ -69,9 +70,11 @@ class Supervisor:
     """Runs one engine: ``spec`` (started and stopped here) or ``engine_url`` (attached, never touched).
 
     ``base`` is the base that the adapters must be made for, ``state_file`` usually ``run/engine.json`` and
-    ``log_file`` ``logs/engine.log`` under the home; ``limits`` are those of an attached
-    engine. Raises :class:`ConfigError` unless one of the two is
-    given.
+    ``log_file`` ``logs/engine.log`` under the home; ``limits`` are those of an attached engine. ``engine_id`` is its
+    name in the registry; ``elsewhere`` are the digests of bases that other engines serve, whose adapters are no
+    business of this one; ``used_file`` is where the gateway says what it uses; ``announced``: gateways of other
+    machines may ask the engine, so the registry is told every few seconds how it does. Raises
+    :class:`ConfigError` unless one of ``spec`` and ``engine_url`` is given.
     """
 
     def __init__(
@@ -85,7 +88,10 @@ class Supervisor:
         engine_url: str | None = None,
         limits: EngineLimits | None = None,
         start_timeout: float = 600.0,
-        engine_id: str = "engine",
+        engine_id: str = FIRST,
+        elsewhere: Collection[str] = (),
+        used_file: Path | None = None,
+        announced: bool = False,
     ) -> None:
         if (spec is None) == (engine_url is None):
             raise ConfigError(
@@ -100,10 +106,19 @@ class Supervisor:
         self._troubles = Troubles()
         self._file = StateFile(
             state_file,
-            EngineState(attached=spec is None, url=engine_url, base_name=base.name),
+            EngineState(
+                attached=spec is None,
+                url=engine_url,
+                engine_id=engine_id,
+                base_name=base.name,
+                base_digest=base.digest,
+            ),
             self._troubles,
         )
+        self._elsewhere = frozenset(elsewhere) - {base.digest}
         self._memory = Memory(exclusive=spec is not None)
+        self._used_file, self._announced = used_file, announced
+        self._crowded = False
         self._process: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
         self._last_pass, self._revision = float("-inf"), -1
@@ -238,16 +253,32 @@ class Supervisor:
             late = time.monotonic() - self._last_pass > FULL_PASS
             if revision != self._revision or late or self._memory.due() or REGISTRY in self._troubles:
                 await self._reconcile(client)
+                await self._announce("ready")
                 self._last_pass, self._revision = time.monotonic(), revision
         except StorageError as error:
             self._troubles.note(REGISTRY, error)
 
     async def _reconcile(self, client: EngineClient) -> None:
         try:
-            result = await reconcile(self.registry, client, self.engine_id, self._served, self._memory)
+            result = await reconcile(
+                self.registry,
+                client,
+                self.engine_id,
+                self._served,
+                self._memory,
+                self._elsewhere,
+                Room(self._limits.max_cpu_loras, self._used()),
+            )
         except EngineUnavailable as error:
             log.warning("reconciling stopped: %s", error)  # whether the engine is gone, the next look decides
             return
+        if result.excess and not self._crowded:
+            log.warning(
+                "%d adapters more are needed at once than %s keeps in memory; raise TENON_MAX_CPU_LORAS",
+                result.excess,
+                self.engine_id,
+            )
+        self._crowded = result.excess > 0
         for engine_name in result.loaded:
             log.info("loaded %s", engine_name)
         for engine_name in result.unloaded:
@@ -258,6 +289,12 @@ class Supervisor:
             self._troubles.note(REGISTRY, result.unwritten)
         else:
             self._troubles.over(REGISTRY)
+
+    def _used(self) -> list[str]:
+        """What the gateway has used on this engine, the least recently first, as far as it says."""
+        told = read_json(self._used_file) if self._used_file is not None else {}
+        names = told.get(self.engine_id)
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     async def _after_death(self, error: TenonError) -> None:
         """Tell first, so that the gateway sends nothing more; then clear away what is left, then wait."""
@@ -276,10 +313,17 @@ class Supervisor:
         await asyncio.sleep(self._backoff)
         self._backoff = min(self._backoff * 2, LAST_BACKOFF)
 
+    async def _announce(self, state: str, reason: str = "") -> None:
+        """Tell gateways of other machines where the engine is and how; raises StorageError."""
+        if self._announced:
+            url, base = self.state.url or "", self.state.base_name or self.base.name
+            await asyncio.to_thread(self.registry.see_engine, self.engine_id, url, base, state, reason)
+
     async def _mark_pending(self) -> None:
         """Have the registry say that nothing is loaded, as far as it can be written."""
         try:
             await asyncio.to_thread(self._write_pending)
+            await self._announce("down", self.state.error)
         except StorageError as error:
             self._troubles.note(REGISTRY, error)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from serve.config import Settings
 from serve.errors import TenonError
 from serve.gateway.server import serve
-from serve.logs import logging_to_stderr
+from serve.logs import Format, logging_to_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -20,23 +20,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="port to listen on")
     options = parser.parse_args(argv)
+    form: Format = "text"
     try:
         settings = Settings.read(home=options.home, host=options.host, port=options.port)
-    except TenonError as error:
-        return _failed(error)
-    with logging_to_stderr(settings.log_format, settings.log_level):
-        try:
+        form = settings.log_format
+        with logging_to_stderr(form, settings.log_level):
             serve(settings)
-        except TenonError as error:
-            if settings.log_format == "text":
-                return _failed(error)
-            logger.error("%s%s", error.message, f" ({error.hint})" if error.hint else "")
-            return error.exit_code
+    except TenonError as error:
+        return _failed(error, form)
     return 0
 
 
-def _failed(error: TenonError) -> int:
-    sys.stderr.write(f"gateway: {error.message}" + (f" ({error.hint})" if error.hint else "") + "\n")
+def _failed(error: TenonError, form: Format) -> int:
+    """Say in one line, after all others, what was wrong."""
+    text = error.message + (f" ({error.hint})" if error.hint else "")
+    if form == "json":
+        with logging_to_stderr(form, "info"):
+            logger.error("%s", text)
+    else:
+        sys.stderr.write(f"gateway: {text}\n")
     return error.exit_code
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from serve.errors import QuotaUsedUp, RateLimited, TenonError
+from serve.gateway.api.management import Management
 from serve.gateway.asgi import Receive, Scope, Send
 from serve.gateway.auth import caller_of
 from serve.gateway.books import Books
@@ -36,13 +37,14 @@ class Gateway:
         tracer: Tracer | None = None,
         books: Books | None = None,
         counters: Counters | None = None,
+        management: Management | None = None,
     ) -> None:
         self.source = source
         self.books = books or Books(Ledger(source.registry))
         self._limiter = Limiter(self.books.ledger, counters)
         self._observer = Observer(tracer)
         self._rules = rules or Rules()
-        self._control = control_app(source, self._lifespan)
+        self._control = control_app(source, self._lifespan, management)
         self._data: DataPlane | None = None
 
     @asynccontextmanager

@@ -22,14 +22,14 @@ class ClientGone(Exception):
     """The client hung up; there is nobody to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes | bytearray:
-    """Read the whole JSON body of a request.
+async def read_body(scope: Scope, receive: Receive, most: int = MAX_BODY) -> bytes | bytearray:
+    """Read the whole JSON body of a request, which may have ``most`` bytes.
 
     Raises UnsupportedContent, RequestTooLarge, RequestTimeout, BadRequest (two lengths) or ClientGone.
     """
     for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > MAX_BODY:
-            raise _too_large()
+        if name == b"content-length" and int(value) > most:
+            raise _too_large(most)
         if name == b"content-type" and value.partition(b";")[0].strip().lower() != b"application/json":
             raise UnsupportedContent(
                 f"the body is declared as {value.decode('latin-1')!r}",
@@ -42,20 +42,20 @@ async def read_body(scope: Scope, receive: Receive) -> bytes | bytearray:
             message = await receive()
             if not message.get("more_body"):
                 return _part(message)
-            return await _read_rest(_part(message), receive)
+            return await _read_rest(_part(message), receive, most)
     except TimeoutError:
         raise RequestTimeout(
             f"the body took longer than {BODY_SECONDS:.0f} s to arrive", "send it faster"
         ) from None
 
 
-async def _read_rest(first: bytes, receive: Receive) -> bytearray:
+async def _read_rest(first: bytes, receive: Receive, most: int) -> bytearray:
     body = bytearray(first)
     while True:
         message = await receive()
         body += _part(message)
-        if len(body) > MAX_BODY:
-            raise _too_large()
+        if len(body) > most:
+            raise _too_large(most)
         if not message.get("more_body"):
             return body
 
@@ -67,8 +67,8 @@ def _part(message: Message) -> bytes:
     return part
 
 
-def _too_large() -> BadRequest:
-    return RequestTooLarge(f"the body is longer than {MAX_BODY >> 20} MiB", "send less in one request")
+def _too_large(most: int) -> BadRequest:
+    return RequestTooLarge(f"the body is longer than {most >> 20} MiB", "send less in one request")
 
 
 async def send_json(
@@ -84,28 +84,40 @@ class HangUp:
     """Ends a block when the client hangs up: ``async with HangUp(receive): …`` raises ClientGone then.
 
     It cancels the task that runs the block, so that whatever the block waits for (an engine's connection) is
-    closed at that moment and not at the next write.
+    closed at that moment and not at the next write. A server whose ``receive`` has ``when_gone`` tells of the
+    hang-up itself, as our own does (``protocol.py``); with others, a task waits for it.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._tell: Callable[[Callable[[], None] | None], None] | None = getattr(receive, "when_gone", None)
+        self._watcher: asyncio.Task[None] | None = None
         self._happened = False
 
     async def __aenter__(self) -> None:
         task = asyncio.current_task()
         assert task is not None, "requests run in tasks"
         self._task = task
-        self._watcher = asyncio.create_task(self._watch())
+        if self._tell is not None:
+            self._tell(self._gone)
+        else:
+            self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._gone()
+
+    def _gone(self) -> None:
         self._happened = True
         self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._watcher.cancel()
+        if self._tell is not None:
+            self._tell(None)
+        if self._watcher is not None:
+            self._watcher.cancel()
         if self._happened and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise ClientGone from error

@@ -3,7 +3,6 @@
 import io
 import logging
 
-import aiohttp
 from yarl import URL
 
 from serve.gateway.balance.pool import EngineTicket
@@ -14,6 +13,7 @@ from serve.gateway.failures import engine_failure, engine_words, lost_adapter
 from serve.gateway.meter import Meter
 from serve.gateway.metrics import Metrics
 from serve.gateway.relay import BROKEN, Exchange, Relay, RelayFailed
+from serve.gateway.wire import NotConnected, Reply, Wires
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,13 @@ class Courier:
         engines: Engines,
         metrics: Metrics,
         meter: Meter,
-        session: aiohttp.ClientSession,
+        session: Wires,
         exchange: Exchange,
         relay: Relay,
     ) -> None:
         self.engine = ""
         self.engine_seconds = 0.0
-        self.reply: aiohttp.ClientResponse | None = None
+        self.reply: Reply | None = None
         self._engines = engines
         self._metrics = metrics
         self._meter = meter
@@ -102,7 +102,7 @@ class Courier:
         ticket.report(Outcome.OK)
         return None
 
-    async def _ask(self, url: URL, ticket: EngineTicket) -> aiohttp.ClientResponse:
+    async def _ask(self, url: URL, ticket: EngineTicket) -> Reply:
         """Send the request; return the engine's good reply, of which only the head has been read."""
         exchange = self._exchange
         model, payload = exchange.route.public_name, exchange.payload
@@ -130,8 +130,8 @@ class Courier:
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """What an error of aiohttp before the head of an answer says of the engine."""
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+    """What an error before the head of an answer says of the engine."""
+    if isinstance(error, NotConnected):
         return Outcome.REFUSED
     if isinstance(error, TimeoutError):
         return Outcome.FAILED  # it works on it still, as far as one can know

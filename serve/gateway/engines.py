@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from yarl import URL
 
 from serve.engine.client import EngineClient
+from serve.errors import EngineUnavailable
 from serve.gateway.balance.member import EngineInfo
 from serve.gateway.balance.pool import EnginePool, time_passes
 from serve.gateway.metrics import Metrics
@@ -59,8 +60,11 @@ class Engines:
             return await client.health()
 
     def pool(self, base: str) -> EnginePool:
-        """The pool of a base that the table knows."""
-        return self._pools[base]
+        """The pool of a base; raises EngineUnavailable for one that has gone in this moment."""
+        try:
+            return self._pools[base]
+        except KeyError:
+            raise EngineUnavailable("the engine has gone", "try again shortly") from None
 
     def address(self, engine: str, path: str) -> URL | None:
         """Where an engine answers ``path``; None for one that has gone in this moment."""
@@ -90,6 +94,10 @@ class Engines:
     def ready(self) -> bool:
         """Whether there are engines, and one at least of each base answers."""
         return bool(self._table.engines) and not self.lacking
+
+    def used(self) -> dict[str, list[str]]:
+        """What each engine holds, the least recently used first, for the controller."""
+        return {name: names for pool in self._pools.values() for name, names in pool.used().items()}
 
     def status(self) -> dict[str, dict[str, object]]:
         """The load and health of each engine that can be asked, by base, for ``/api/status``."""

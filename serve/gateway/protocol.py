@@ -9,6 +9,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve.gateway.ends import Incoming, Outgoing
 from serve.gateway.refusal import NO_HTTP, with_id
 
 MAX_HEAD = 64 * 2**10
@@ -34,6 +35,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._dropped = 0
         self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
+        self._incoming: Incoming | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; the first head must come soon."""
@@ -44,6 +46,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """End."""
         self._head_is_here()
         super().connection_lost(exc)
+        if self._incoming is not None:
+            self._incoming.lost()
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless the head grows too long."""
@@ -69,7 +73,12 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
             self._refuse()
             raise ValueError("the head is too long")  # ends the parser, which answers no more
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before and (before is None or before.response_complete):
+            self._incoming = Incoming(self.cycle)
+            self.cycle.receive = self._incoming  # type: ignore[method-assign, assignment]
+            self.cycle.transport = Outgoing(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body, or drop it when the request has been answered already."""

@@ -1,6 +1,6 @@
 """The data plane: checks a request, sends it to the engine under the engine's name, relays the answer.
 
-Raw ASGI and one shared aiohttp session; it touches neither disk nor web framework.
+Raw ASGI and connections of our own; it touches neither disk nor web framework.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import time
 from typing import Any
 from urllib.parse import parse_qs
 
-import aiohttp
 import orjson
 
 from serve.errors import TenonError, Unavailable
@@ -30,6 +29,7 @@ from serve.gateway.rules import Rules
 from serve.gateway.salt import cache_salt
 from serve.gateway.source import RouteSource
 from serve.gateway.validate import check_request, parse_body, preset_of
+from serve.gateway.wire import Reply, Wires
 
 logger = logging.getLogger(__name__)
 
@@ -43,23 +43,17 @@ LAST_BYTES_SECONDS = 1.0
 READ_BUFFER = 2**20
 
 
-def open_session() -> aiohttp.ClientSession:
-    """The one session to engines; made inside the running loop."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        read_bufsize=READ_BUFFER,
+def open_session() -> Wires:
+    """The connections to engines."""
+    return Wires(
+        connect=CONNECT_SECONDS, silence=SILENCE_SECONDS, keep=KEEP_ALIVE_SECONDS, buffer=READ_BUFFER
     )
 
 
 class DataPlane:
     """Answers the endpoints of ``endpoints.py``."""
 
-    def __init__(
-        self, source: RouteSource, session: aiohttp.ClientSession, rules: Rules, books: Books
-    ) -> None:
+    def __init__(self, source: RouteSource, session: Wires, rules: Rules, books: Books) -> None:
         self._source = source
         self._books = books
         self._session = session
@@ -205,7 +199,7 @@ def conversation_header(scope: Scope) -> str | None:
     return None
 
 
-async def _let_go(reply: aiohttp.ClientResponse, *, whole: bool) -> None:
+async def _let_go(reply: Reply, *, whole: bool) -> None:
     """Give the connection back if the answer is at its end, else close it, which aborts the engine's work."""
     if whole and not reply.content.at_eof():
         with contextlib.suppress(*BROKEN):

@@ -18,6 +18,7 @@ from serve.gateway.failures import Failure, engine_event_failure, engine_words
 from serve.gateway.limits import Turn
 from serve.gateway.routes import Route
 from serve.gateway.stream import EventFilter, ResponsesFilter
+from serve.gateway.wire import Reply
 from serve.log_lines import named
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Relay:
         """Whether the client has got anything of the answer."""
         return self._streaming or self._complete
 
-    async def run(self, reply: aiohttp.ClientResponse) -> None:
+    async def run(self, reply: Reply) -> None:
         """Relay the whole answer, else raise RelayFailed, after which :meth:`fail` tells the client."""
         try:
             if self._exchange.stream:
@@ -117,7 +118,7 @@ class Relay:
             await failure.send(self._send)
         return failure.outcome
 
-    async def _whole(self, reply: aiohttp.ClientResponse) -> None:
+    async def _whole(self, reply: Reply) -> None:
         text = await reply.read()
         route = self._exchange.route
         try:
@@ -138,7 +139,7 @@ class Relay:
         self._complete = True
         await send_json(self._send, route.rename(text), 200, route.headers)
 
-    async def _stream(self, reply: aiohttp.ClientResponse) -> None:
+    async def _stream(self, reply: Reply) -> None:
         kind = ResponsesFilter if self._exchange.endpoint is RESPONSES else EventFilter
         events = kind(self._exchange.route, keep_usage=self._exchange.keep_usage)
         try:

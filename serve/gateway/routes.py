@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from yarl import URL
 
+from serve.engine.state import FIRST
 from serve.errors import AdapterNotReady, EngineUnavailable, ModelNotFound, TenonError
 from serve.gateway.balance.flow import Limits
 from serve.gateway.metrics import Meters
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from serve.gateway.sides import Sides
 
 NOTHING: Mapping[str, Any] = {}
-FIRST = "engine"
-"""The name of the engine that ``run/engine.json`` tells of."""
 MAX_LORAS, MAX_CPU_LORAS, MAX_NUM_SEQS = 4, 16, 256
 """What an engine is taken to do of which nobody says it."""
 

@@ -13,12 +13,14 @@ import uvicorn
 
 from serve.config import Settings
 from serve.errors import TenonError
+from serve.gateway.api.management import Management
 from serve.gateway.app import Gateway
 from serve.gateway.auth import Keyring
 from serve.gateway.books import Books
 from serve.gateway.counters import Counters
 from serve.gateway.ledger import Ledger
 from serve.gateway.protocol import GuardedProtocol
+from serve.gateway.require import authorise
 from serve.gateway.rules import Rules
 from serve.gateway.source import RouteSource
 from serve.gateway.tracing import tracing
@@ -110,7 +112,9 @@ def serve(settings: Settings) -> None:
         books = Books(Ledger(registry), Prices.load(settings.prices))
         redis = settings.redis_url
         counters = Counters(redis.get_secret_value() if redis is not None else None)
-        app = Gateway(source, Rules.of(settings), tracer, books, counters)
+        rules = Rules.of(settings)
+        management = Management(registry, settings, source, rules, authorise)
+        app = Gateway(source, rules, tracer, books, counters, management)
         server = GatewayServer(app, sock, settings.state / "gateway.json")
         server.run(sockets=[sock])
     if not server.started:

@@ -7,32 +7,38 @@ read, the last table goes on serving.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from serve.engine.state import record_files, used_file
 from serve.errors import StorageError
 from serve.gateway.auth import Keyring
 from serve.gateway.build import build_table
 from serve.gateway.engines import Engines
 from serve.gateway.metrics import Metrics
-from serve.gateway.routes import EMPTY, FIRST, EngineView, RouteTable
-from serve.records import read_json
+from serve.gateway.routes import EMPTY, EngineView, RouteTable
+from serve.records import read_json, write_json
 from serve.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 0.1
 """Seconds between two looks."""
-FOLDER = "engines"
-"""Where, beside ``engine.json``, the records of further engines lie, each named as its engine."""
+ASK_SECONDS = 1.0
+"""Seconds between two looks at the engines of other machines."""
+FRESH_SECONDS = 20.0
+"""Engines of other machines that nobody has seen for so long are not asked any more."""
+TELL_SECONDS = 5.0
+"""Seconds between two accounts of what is used."""
 
 
 class RouteSource:
     """Owns the current :class:`RouteTable` (``table``), the engines and the ``keys``; ``running`` keeps them fresh.
 
-    ``engine_file`` is the record of the first engine; those of others lie in a folder beside it.
+    ``engine_file`` is the record of the first engine, ``run/engine.json``; those of others lie beside it.
     """
 
     def __init__(self, registry: Registry, engine_file: Path, keys: Keyring | None = None) -> None:
@@ -40,11 +46,17 @@ class RouteSource:
         self.table: RouteTable = EMPTY
         self.metrics = Metrics(lambda: self.engine_ready)
         self.engines = Engines(self.metrics)
+        self.shared = registry.shared
         self._registry = registry
-        self._engine_file = engine_file
+        self._state = engine_file.parent
         self._views: dict[str, EngineView] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
+        self._read: dict[str, EngineView | None] = {}
+        self._others: Mapping[str, EngineView] = {}
+        self._asked_at = float("-inf")
         self._broken = False
+        self._told: Mapping[str, list[str]] = {}
+        self._told_at = float("-inf")
 
     @property
     def registry(self) -> Registry:
@@ -79,6 +91,7 @@ class RouteSource:
                     await asyncio.sleep(INTERVAL)
                     try:
                         self._take(await loop.run_in_executor(thread, self.look))
+                        await loop.run_in_executor(thread, self._tell_use, self.engines.used())
                     except Exception:  # the edge of a background task: it must outlive what nobody foresaw
                         logger.exception("the routes could not be refreshed, the last ones stay")
 
@@ -116,13 +129,23 @@ class RouteSource:
             self.engines.update(table)
             self.table = table
 
+    def _tell_use(self, used: Mapping[str, list[str]]) -> None:
+        """Tell the controller which adapters are used, every few seconds if that has changed."""
+        now = time.monotonic()
+        if used == self._told or now < self._told_at + TELL_SECONDS:
+            return
+        self._told, self._told_at = used, now
+        try:
+            write_json(used_file(self._state), used)
+        except StorageError:  # the next one may work; what is evicted is then chosen by age
+            logger.debug("what is used could not be told", exc_info=True)
+
     def _read_engines(self) -> None:
         """Read the records that have changed; the first engine comes first, the others by name."""
-        files = {FIRST: self._engine_file}
-        with contextlib.suppress(OSError):
-            others = sorted((self._engine_file.parent / FOLDER).glob("*.json"))
-            files |= {path.stem: path for path in others if not path.name.startswith(".")}
-        found = {name: view for name, path in files.items() if (view := self._read_engine(name, path))}
+        files = record_files(self._state)
+        views = [view for name, path in files.items() if (view := self._read_engine(name, path))]
+        found = {view.name: view for view in views}
+        found |= {name: view for name, view in self._elsewhere(views).items() if name not in found}
         if found != self._views:
             self._views = found
 
@@ -135,5 +158,23 @@ class RouteSource:
         stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if stamp != self._stamps.get(name):
             self._stamps[name] = stamp
-            return EngineView.of(read_json(path), name)
-        return self._views.get(name)
+            record = read_json(path)
+            self._read[name] = EngineView.of(record, str(record.get("engine_id") or name))
+        return self._read[name]
+
+    def _elsewhere(self, ours: Sequence[EngineView]) -> Mapping[str, EngineView]:
+        """Engines that controllers of other machines look after, where the registry is shared with them."""
+        now = time.monotonic()
+        if self.shared and now >= self._asked_at + ASK_SECONDS:
+            self._asked_at = now
+            try:
+                seen = self._registry.engines(within=FRESH_SECONDS)
+            except StorageError:  # said by the look at the revision; what was known goes on being asked
+                return self._others
+            urls = {view.url.rstrip("/") for view in ours}
+            self._others = {
+                engine.name: EngineView(engine.url, engine.base_name, engine.state, {}, engine.name)
+                for engine in seen
+                if engine.state == "ready" and engine.url.rstrip("/") not in urls
+            }
+        return self._others

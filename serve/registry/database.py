@@ -24,8 +24,10 @@ WRITES = "tenon_writes"
 class Database(ABC):
     """A database that many threads and processes use at once; :meth:`write` lets in one of them at a time.
 
-    ``place`` is what messages call it: it names no password.
+    ``place`` is what messages call it: it names no password. ``shared``: several machines may use it.
     """
+
+    shared = False
 
     def __init__(self, place: str, engine: Engine, **writing: Any) -> None:
         self.place = place

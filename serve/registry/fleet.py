@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from sqlalchemy import delete, insert, select, update
 
+from serve.names import VersionRef
 from serve.registry import versions, wants
 from serve.registry.database import Database, bump, clock
 from serve.registry.records import EngineSeen, LoadState, Version
@@ -44,6 +45,11 @@ class Fleet:
         """
         with self._database.read() as connection:
             return [versions.to_version(row, self._store) for row in wants.desired_rows(connection)]
+
+    def wanted(self) -> list[VersionRef]:
+        """The versions that somebody wants now, whether or not an alias means them."""
+        with self._database.read() as connection:
+            return wants.wanted_refs(connection)
 
     def set_loaded(
         self,

@@ -76,6 +76,8 @@ WORDS = {
 class PostgreSQL(Database):
     """One database of a PostgreSQL server, by URL."""
 
+    shared = True
+
     def __init__(self, url: str) -> None:
         target = make_url(url).set(drivername="postgresql+psycopg")
         given = {name: value for name, value in CONNECTING.items() if name not in target.query}

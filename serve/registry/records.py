@@ -38,7 +38,7 @@ class Lineage:
 
     ``source`` is ``"run"``, the folder that it was added from, or the URL with its revision or etags;
     ``base_digest`` the base that it was trained on (filled in at registration); ``files`` are absolute paths that go
-    with it, such as its test split.
+    with it, such as its test split; ``by`` is the name of the API key that registered it, if one did.
     """
 
     run: str | None = None
@@ -49,6 +49,7 @@ class Lineage:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     base_digest: str | None = None
+    by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -87,12 +87,25 @@ class Registry(Accounts, Fleet):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def shared(self) -> bool:
+        """Whether other machines may use the same registry, with engines of their own."""
+        return self._database.shared
+
     def register(
-        self, folder: Path, name: str, base: BaseIdentity, *, max_rank: int, lineage: Lineage | None = None
+        self,
+        folder: Path,
+        name: str,
+        base: BaseIdentity,
+        *,
+        max_rank: int,
+        lineage: Lineage | None = None,
+        remote: bool = False,
     ) -> Version:
         """Validate an adapter's folder and make it the next version of ``name``.
 
-        The files are copied, so that the folder may change or go. Raises AdapterRejected with every problem.
+        The files are copied, so that the folder may change or go. Raises AdapterRejected with every problem; for a
+        ``remote`` caller it tells nothing of what else is on this machine.
         """
         check_name(name)
         if name == base.name:
@@ -105,15 +118,13 @@ class Registry(Accounts, Fleet):
                 f"the adapter in {shown} was trained on another base than {base.name}",
                 "serve it with the base that it was trained on, or train it on this one",
             )
-        facts = validate_adapter(folder, base, max_rank, shown=shown)
+        facts = validate_adapter(folder, base, max_rank, shown=shown, remote=remote)
         lineage = replace(lineage, base_digest=base.digest)
         with self._store.stage(folder) as (staged, digest):
             # What is stored is what was checked, even if the folder changed in between.
             # Notes differ, as the copy has the two files alone.
-            if (
-                replace(validate_adapter(staged, base, max_rank, shown=shown), warnings=facts.warnings)
-                != facts
-            ):
+            again = validate_adapter(staged, base, max_rank, shown=shown, remote=remote)
+            if replace(again, warnings=facts.warnings) != facts:
                 raise AdapterRejected(f"the adapter in {shown} changed while it was read", "try again")
             try:
                 with self._database.write() as connection:

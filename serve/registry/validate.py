@@ -37,13 +37,16 @@ COPY_OF_BASE = re.compile(r"(-unsloth)?-(bnb-4bit|bnb-8bit|4bit|8bit|awq|gptq|gp
 HUB_CACHE = re.compile(r"models--(?P<org>[^/]+)--(?P<name>[^/]+)(/snapshots/[^/]+)?/?$")
 
 
-def validate_adapter(folder: Path, base: BaseIdentity, max_rank: int, *, shown: str = "") -> AdapterFacts:
+def validate_adapter(
+    folder: Path, base: BaseIdentity, max_rank: int, *, shown: str = "", remote: bool = False
+) -> AdapterFacts:
     """Check a PEFT folder against a base; raises AdapterRejected with every problem found.
 
     Of the folder only ``adapter_config.json`` and ``adapter_model.safetensors`` are read, and only they are stored.
     Whatever else trainers leave there is ignored with a note: it is never opened, links are not followed. Code
     beside the two files is refused: an adapter that needs it would answer otherwise than its author saw.
-    ``max_rank`` is the engine's; ``shown`` is what errors call the folder, where it was fetched from elsewhere.
+    ``max_rank`` is the engine's; ``shown`` is what errors call the folder, where it was fetched from elsewhere. For a
+    ``remote`` caller the folder of a base that the adapter names is not looked for: whether it exists is not for them.
     """
     shown = shown or str(folder)
     problems = list(_folder_problems(folder))
@@ -57,7 +60,7 @@ def validate_adapter(folder: Path, base: BaseIdentity, max_rank: int, *, shown: 
     base_digest: str | None = None
     warnings: list[str] = []
     if config is not None:
-        base_digest, warnings, found = _base_hint(config.base, base)
+        base_digest, warnings, found = _base_hint(config.base, base, remote=remote)
         problems += found
     weights = None
     if (folder / WEIGHTS).is_file():
@@ -152,7 +155,9 @@ def _config(folder: Path, max_rank: int) -> tuple[LoraConfig | None, list[Proble
         return None, [Problem(str(error), "use the file that PEFT wrote when it saved the adapter")]
 
 
-def _base_hint(hint: str | None, base: BaseIdentity) -> tuple[str | None, list[str], list[Problem]]:
+def _base_hint(
+    hint: str | None, base: BaseIdentity, *, remote: bool
+) -> tuple[str | None, list[str], list[Problem]]:
     """What ``base_model_name_or_path`` tells: the digest of the base it leads to, warnings, problems.
 
     It is a hint only: shapes are the hard check. A folder on this machine that is another base settles it; a
@@ -161,7 +166,7 @@ def _base_hint(hint: str | None, base: BaseIdentity) -> tuple[str | None, list[s
     if not hint:
         note = "adapter_config.json does not say which base it was trained on; only shapes were checked"
         return None, [note], []
-    folder = _local(hint)
+    folder = None if remote else _local(hint)
     if hint == BUILTIN or folder is not None:
         try:
             digest = base.digest if folder == base.path else identify_base(hint).digest

@@ -84,6 +84,13 @@ def desired_rows(connection: Connection) -> Sequence[Row[Any]]:
     ).all()
 
 
+def wanted_refs(connection: Connection) -> list[VersionRef]:
+    """The versions that somebody wants now, whether or not an alias means them."""
+    ids = select(_pairs(clock(connection)).c.version_id)
+    rows = connection.execute(select(versions.c.name, versions.c.number).where(versions.c.id.in_(ids)))
+    return [VersionRef(row.name, row.number) for row in rows]
+
+
 def holders(connection: Connection) -> list[tuple[int, str]]:
     """Who wants what now: the ids of versions, and a holder of each."""
     pairs = _pairs(clock(connection))

@@ -196,6 +196,10 @@ class EnginePool:
         """Adapters that the reconciler should load on an engine, in this order."""
         return self._members[engine].residency.missing()
 
+    def used(self) -> dict[str, list[str]]:
+        """What each engine holds, the least recently used first."""
+        return {name: list(member.residency.order) for name, member in self._members.items()}
+
     def status(self) -> dict[str, dict[str, Any]]:
         """Each engine's load and health, for ``/api/status``."""
         ejected = self.health.ejected

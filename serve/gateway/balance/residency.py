@@ -27,6 +27,11 @@ class Residency:
         """What the engine holds, as last observed."""
         return frozenset(self._loaded)
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What the engine holds, the least recently used first."""
+        return tuple(self._loaded)
+
     def observe(self, loaded: Iterable[str]) -> None:
         """Take over what the engine holds; what is new counts as used now."""
         names = list(loaded)

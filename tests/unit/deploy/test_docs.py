@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ import typer
 from deploy.cli import app
 from serve.config import Settings
 from serve.errors import TenonError
+from serve.gateway.api.management import Management
+from serve.gateway.control import control_app
 from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
 from serve.gateway.metrics import Metrics
 from serve.gateway.presets import BUILT_IN
+from serve.gateway.source import RouteSource
 from serve.gateway.validate import FIELDS, Kind
+from serve.registry import Registry
 from train.data.spec import DataSpec
 from train.recipe import LoraSpec, Recipe, TrainSpec
 
@@ -67,6 +72,18 @@ def test_every_preset_is_documented_with_its_values() -> None:
     text = (DOCS / "serving.md").read_text()
     for name, values in BUILT_IN.items():
         assert f"| `{name}` | {', '.join(f'`{key}` {value:g}' for key, value in values.items())} |" in text
+
+
+def test_every_route_of_the_management_api_is_documented(tmp_path: Path) -> None:
+    with Registry.open(tmp_path) as registry:
+        source = RouteSource(registry, tmp_path / "engine.json")
+        management = Management(registry, Settings.read(home=tmp_path), source)
+        paths = control_app(source, nullcontext, management).openapi()["paths"]
+    text = (DOCS / "api.md").read_text()
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            assert f"`{method.upper()} {path}`" in text
+            assert operation["description"]
 
 
 def test_no_two_errors_share_a_code() -> None:

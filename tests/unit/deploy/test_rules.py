@@ -14,12 +14,12 @@ from deploy.cli_train import given
 from deploy.controller import read_stack, write_stack
 from deploy.extras import PACKAGES, need
 from deploy.sampling_options import assignments
-from deploy.serving import why_not
 from deploy.snippets import curl_snippet, python_snippet
 from serve.config import Settings
 from serve.errors import ConfigError, InputError
 from serve.names import parse_version
 from serve.registry import Alias, EvaluationRecord, Lineage, Version
+from serve.registry.evidence import why_not
 from serve.registry.records import AdapterFacts
 from train.recipe import Recipe
 

@@ -6,6 +6,7 @@ from engine_base import BASE, unwritable
 from serve.engine import reconcile as module
 from serve.engine.fake import Fault
 from serve.engine.reconcile import Memory, reconcile
+from serve.engine.wishes import Room
 from serve.errors import EngineUnavailable
 
 
@@ -295,3 +296,56 @@ def test_an_adapter_whose_loading_ended_the_engine_waits_in_its_next_life():
     assert reborn.waits("bad@v1-00000000")
     assert not reborn.proven
     assert reborn.reborn().failures == {}
+
+
+async def test_what_a_rollback_needs_goes_first_when_there_is_no_room(registry, add, engine, client):
+    """Three aliases moved once: the version before that was used least recently is left out."""
+    names = ("aaa", "bbb", "ccc")
+    before = {name: add(name) for name in names}
+    for name in names:
+        registry.set_alias(name, before[name].ref)
+        registry.set_alias(name, add(name).ref)
+    memory = Memory()
+    used = [before[name].engine_name for name in ("bbb", "aaa")]
+
+    async def one_pass(*used):
+        return await reconcile(registry, client, "engine", BASE, memory, room=Room(5, used))
+
+    await one_pass()
+    assert states(registry)["aaa@v1"] == "pending", "the longest ago, as nobody says what was used"
+    await one_pass(*used)
+    expire(memory)
+    result = await one_pass(*used)
+    assert result.unloaded == [before["ccc"].engine_name]
+    assert states(registry) == {"ccc@v1": "pending"} | {
+        ref: "ready" for ref in ("aaa@v1", "aaa@v2", "bbb@v1", "bbb@v2", "ccc@v2")
+    }
+    (row,) = [row for row in registry.loaded("engine") if row.state == "pending"]
+    assert "TENON_MAX_CPU_LORAS" in row.reason
+    revision = registry.revision()
+    assert not (await one_pass(*used)).changed
+    assert registry.revision() == revision
+
+
+async def test_what_is_live_about_to_be_or_wanted_is_loaded_whatever_the_room(registry, add, engine, client):
+    live, soon, wanted, old = add("aaa"), add("aaa"), add("bbb"), add("ccc")
+    registry.set_alias("ccc", old.ref)
+    registry.set_alias("ccc", add("ccc").ref)
+    registry.set_alias("aaa", targets={live.ref: 1, soon.ref: 0})
+    registry.want(wanted.ref)
+    result = await reconcile(registry, client, "engine", BASE, Memory(), room=Room(2))
+    assert result.excess == 2
+    assert result.loaded[2:] == [soon.engine_name, wanted.engine_name]
+    assert old.engine_name not in engine.adapters
+    registry.want(old.ref)
+    result = await reconcile(registry, client, "engine", BASE, Memory(), room=Room(2))
+    assert result.loaded == [old.engine_name], "somebody wants what was before"
+
+
+async def test_a_version_of_a_base_that_another_engine_serves_is_none_of_our_business(
+    registry, add, engine, client
+):
+    other = dataclasses.replace(BASE, name="other", digest="c" * 64)
+    registry.want(add(base=other).ref)
+    await reconcile(registry, client, "engine", BASE, Memory(), elsewhere={other.digest})
+    assert states(registry) == {}

@@ -369,6 +369,17 @@ async def test_an_attached_engine_is_used_and_left_alone(home, add):
             assert await client.health()
 
 
+async def test_gateways_of_other_machines_learn_how_an_engine_does(home):
+    async with FakeEngine() as engine:
+        supervisor = home.supervisor(spec=None, engine_url=engine.url, engine_id="far", announced=True)
+        async with home.running(supervisor):
+            await home.until(lambda: [seen.state for seen in home.registry.engines()] == ["ready"])
+            (seen,) = home.registry.engines(within=30)
+            assert (seen.name, seen.url, seen.base_name) == ("far", engine.url, "base")
+            await engine.stop()
+            await home.until(lambda: [seen.state for seen in home.registry.engines()] == ["down"])
+
+
 async def test_an_attached_engine_that_restarts_gets_its_adapters_back(home, add):
     home.registry.set_alias("support", add().ref)
     async with FakeEngine() as engine, home.running(home.supervisor(spec=None, engine_url=engine.url)):

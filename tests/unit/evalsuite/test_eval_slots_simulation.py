@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from evalsuite.load import slots as module
-from evalsuite.load.slots import Arrival, Clock, Guarded, Load, Ordered, compare, quantile, simulate
+from evalsuite.load.slots import Arrival, Clock, Guarded, Load, Ordered, compare, simulate
 from serve.gateway.balance.slots import Limits
 
 MANY = 10**9
@@ -42,12 +42,6 @@ def test_sixteen_adapters_on_four_slots() -> None:
     ours, unguarded, strict = compare(Load(rate=16, seconds=200), LIMITS)
     assert ours.p99 < 0.6 * unguarded.p99 < strict.p99
     assert ours.worst < 0.6 * unguarded.worst
-
-
-def test_quantile_is_the_nearest_rank() -> None:
-    assert quantile([1, 2, 3, 4], 0.5) == 2
-    assert quantile(list(range(100)), 0.99) == 98
-    assert quantile([7], 0.99) == 7
 
 
 def test_command_prints_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ import openai
 from evalsuite.load.adapters import write_adapter
 from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
+from serve.gateway.api.management import Management
 from serve.gateway.app import Gateway
 from serve.gateway.counters import Counters
 from serve.gateway.server import GatewayServer, listen
@@ -113,14 +114,20 @@ class Bench:
         return {key: float(value) for key, _, value in (x.rpartition(" ") for x in lines if x[0] != "#")}
 
 
+Manage = Callable[[Registry, RouteSource], Management]
+
+
 @asynccontextmanager
-async def running_bench(home: Path, counters: Counters | None = None) -> AsyncIterator[Bench]:
+async def running_bench(
+    home: Path, counters: Counters | None = None, manage: Manage | None = None
+) -> AsyncIterator[Bench]:
     """A gateway that serves ``base`` and nothing else yet."""
     (home / "run").mkdir(parents=True)
     registry = Registry.open(home)
     source = RouteSource(registry, home / "run" / "engine.json")
     sock = listen("127.0.0.1", 0)
-    gateway = Gateway(source, counters=counters)
+    management = manage(registry, source) if manage is not None else None
+    gateway = Gateway(source, counters=counters, management=management)
     server = GatewayServer(gateway, sock, home / "run" / "gateway.json")
     async with (
         FakeEngine() as engine,

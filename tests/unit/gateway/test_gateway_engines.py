@@ -10,9 +10,10 @@ from gateway_harness import MESSAGES, Bench, until
 
 from serve.engine.fake import FakeEngine, Fault
 from serve.engine.state import EngineState
+from serve.gateway import source
 from serve.gateway.balance.member import EngineInfo
 from serve.gateway.balance.slots import Limits
-from serve.records import write_json
+from serve.records import read_json, write_json
 from serve.registry import Version
 
 
@@ -258,3 +259,35 @@ async def test_patience_follows_the_usual_time_of_an_answer(bench: Bench) -> Non
     status = bench.source.engines.status()["base"]["engine"]
     assert isinstance(status, dict)
     assert 2.3 < status["patience"] < 2.5  # from 3 s, a twentieth of the way to nothing with each answer
+
+
+async def test_the_controller_is_told_what_is_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "TELL_SECONDS", 0.0)
+    versions = [await bench.deploy(name) for name in ("aaa", "bbb", "ccc")]
+    await chat(bench, model="aaa")
+    a, b, c = (version.engine_name for version in versions)
+    await until(lambda: read_json(bench.home / "run" / "used.json") == {"engine": [b, c, a]})
+    await chat(bench, model="bbb")
+    await until(lambda: read_json(bench.home / "run" / "used.json") == {"engine": [c, a, b]})
+
+
+async def test_engines_of_other_machines_are_asked_where_the_registry_is_shared(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(source, "FRESH_SECONDS", 1.0)
+    version = await bench.deploy()
+    bench.set_state(version, "pending")
+    async with FakeEngine(adapters=[version.engine_name]) as far:
+        bench.registry.set_loaded("far", {str(version.ref): ("ready", "")})
+        bench.registry.see_engine("far", far.url, "base", "ready")
+        bench.registry.see_engine("twin", bench.engine.url, "base", "ready")
+        bench.registry.see_engine("sick", "http://nowhere", "base", "down")
+        await bench.follow()
+        assert (await chat(bench))[0] == 503
+        bench.source.shared = True
+        await until(lambda: list(bench.source.table.engines) == ["engine", "far"])
+        assert (await chat(bench))[0] == 200
+        assert len(far.bodies) == 1
+        await until(lambda: list(bench.source.table.engines) == ["engine"])  # nobody has seen it for a while
+        assert (await chat(bench))[0] == 503

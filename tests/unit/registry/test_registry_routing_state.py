@@ -190,6 +190,17 @@ def test_a_want_belongs_to_its_holder(filled: Registry) -> None:
             filled.want(V1, bad)
 
 
+def test_what_is_wanted_is_told_apart_from_what_an_alias_means(filled: Registry) -> None:
+    filled.set_alias("support", V1)
+    filled.want(V1, "a")
+    filled.want(V2, "a")
+    filled.want(V2, "b")
+    assert sorted(filled.wanted()) == [V1, V2]
+    filled.unwant(V2, "a")
+    filled.unwant(V1, "a")
+    assert filled.wanted() == [V2]
+
+
 def test_a_want_ends_unless_it_is_renewed(filled: Registry) -> None:
     filled.want(V1, "killed", 0.3)
     filled.want(V2, "alive", 0.3)

@@ -1,0 +1,87 @@
+"""Moves of an alias: to versions that the gate lets answer users, or back to what it meant before."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve.errors import Conflict, GateRefused, VersionNotFound
+from serve.registry import Alias, Registry, Version
+from serve.registry.aliases import check_targets
+from serve.registry.evidence import latest_evaluation, why_not
+
+
+@dataclass(frozen=True)
+class Move:
+    """What an alias is to mean from now on; ``sampling`` None keeps what it has, ``back`` is a rollback."""
+
+    alias: str
+    targets: Sequence[tuple[Version, int]]
+    sampling: Mapping[str, Any] | None
+    by: str
+    force: bool = False
+    back: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The targets in words."""
+        return ", ".join(
+            f"{version.ref}" + (f"={weight}" if len(self.targets) > 1 else "")
+            for version, weight in self.targets
+        )
+
+
+def planned(registry: Registry, move: Move) -> str | None:
+    """Check a move and return what speaks against it, which ``force`` or a rollback overrule.
+
+    Raises InputError, Conflict for the name of the base, and GateRefused.
+    """
+    check_targets([(version.ref, weight) for version, weight in move.targets])
+    if any(move.alias == version.base_name for version, _ in move.targets):
+        raise Conflict(f"{move.alias} is the name of the base itself", "choose another name for the alias")
+    alias = registry.alias(move.alias)
+    # What has no weight answers nobody.
+    answering = [version for version, weight in move.targets if weight > 0]
+    for version in answering:
+        objection = why_not(latest_evaluation(registry, version), alias, version)
+        if objection is not None:
+            if not (move.force or move.back):
+                raise GateRefused(
+                    f"{version.ref} may not take the name {move.alias}: {objection}",
+                    f"run `tenon eval {version.ref}`, or overrule the gate with force (this is recorded)",
+                )
+            return objection
+    return None
+
+
+def put(registry: Registry, move: Move) -> Alias:
+    """Make a move, unless something speaks against it by now; raises as :func:`planned` does."""
+    objection = planned(registry, move)
+    leading = max(move.targets, key=lambda pair: pair[1])[0]
+    record = latest_evaluation(registry, leading)
+    return registry.set_alias(
+        move.alias,
+        targets={version.ref: weight for version, weight in move.targets},
+        sampling=move.sampling,
+        verdict=record.verdict if record is not None else None,
+        forced=objection is not None,
+        by=move.by,
+    )
+
+
+def way_back(registry: Registry, alias: Alias) -> Version:
+    """The version that a rollback of an alias leads to; raises Conflict where there is none.
+
+    It is what the alias meant before; for one that is split, what last had it alone.
+    """
+    ref = alias.previous
+    if len(alias.targets) > 1:
+        alone = [change.target for change in registry.history(alias.name) if len(change.targets) == 1]
+        ref = alone[-1] if alone else None
+    if ref is not None:
+        try:
+            return registry.version(ref)
+        except VersionNotFound:
+            pass  # what a split alias meant before it was split may have been removed
+    raise Conflict(
+        f"{alias.name} has no version to go back to", "set it to another with PUT /api/aliases/{name}"
+    )

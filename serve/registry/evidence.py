@@ -1,0 +1,32 @@
+"""Whether a version may answer users under a name: what its evaluations say for and against it."""
+
+from serve.registry.records import Alias, EvaluationRecord, Version
+from serve.registry.registry import Registry
+
+
+def latest_evaluation(registry: Registry, version: Version) -> EvaluationRecord | None:
+    """The latest evaluation of a version against its own base that counts as evidence, or None."""
+    records = [
+        record
+        for record in registry.evaluations(version.ref)
+        if record.base_digest == version.base_digest and record.result.get("gate", {}).get("evidence")
+    ]
+    return records[-1] if records else None
+
+
+def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Version) -> str | None:
+    """What speaks against letting ``version`` take ``alias`` on the evidence of ``record``; None if nothing.
+
+    A version that passed may always come back to a name that it had just before, or has. To replace another
+    one, it must have been compared with that one.
+    """
+    if record is None:
+        return "it has not been evaluated on all of its held-out questions"
+    gate = record.result["gate"]
+    if not gate["allowed"]:
+        return str(gate["reason"])
+    if alias is None or version.ref in (alias.target.ref, alias.previous):
+        return None
+    if gate["live"] != str(alias.target.ref):
+        return f"it was not compared with {alias.target.ref}, which answers users now"
+    return None

@@ -1,0 +1,135 @@
+"""How answers are written, and how a hang-up is heard, on real connections."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from gateway_harness import until
+
+from serve.gateway.asgi import ClientGone, HangUp, Message, Receive, Scope, Send
+from serve.gateway.protocol import GuardedProtocol
+from serve.net import listen
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+HEAD: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]}
+BODY: Message = {"type": "http.response.body", "body": b"body"}
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@asynccontextmanager
+async def serving(app: App) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A server of that app and a connection to it."""
+    sock = listen("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=GuardedProtocol, ws="none", lifespan="off", log_config=None)
+    )
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    await until(lambda: server.started)
+    reader, writer = await asyncio.open_connection(*sock.getsockname()[:2])
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        server.should_exit = True
+        await task
+
+
+async def test_head_and_body_come_in_one_piece() -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(HEAD)
+        await send(BODY)
+
+    async with serving(app) as (reader, writer):
+        for _ in range(3):
+            writer.write(GET)
+            answer = await reader.read(65536)
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert answer.endswith(b"\r\n\r\nbody")
+
+
+async def test_a_head_whose_body_takes_its_time_comes_before_it() -> None:
+    go_on = asyncio.Event()
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(HEAD)
+        await go_on.wait()
+        await send({**BODY, "body": b"bo", "more_body": True})
+        await send({**BODY, "body": b"dy"})
+
+    async with serving(app) as (reader, writer):
+        writer.write(GET)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        go_on.set()
+        assert await reader.readexactly(4) == b"body"
+
+
+async def test_a_client_that_waits_to_be_told_to_go_on_is_told() -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["body"] == b"body"
+        await send(HEAD)
+        await send(BODY)
+
+    async with serving(app) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\nexpect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"body")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("size", [0, 200_000])
+async def test_a_hang_up_ends_what_waits(ours: bool, before: bool, size: int) -> None:
+    """Also when it came before anybody asked, when the body was large, and with another server's receive."""
+    ends: list[str] = []
+    waiting = asyncio.Event()
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        waiting.set()
+        if before:
+            await asyncio.sleep(0.2)
+
+        async def others() -> Any:
+            return await receive()
+
+        try:
+            async with HangUp(receive if ours else others):
+                await asyncio.Event().wait()
+        except ClientGone:
+            await asyncio.sleep(0)  # which the cancellation would end, had it not been taken back
+            ends.append("gone")
+
+    async with serving(app) as (_, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size)
+        await asyncio.wait_for(waiting.wait(), 5)
+        writer.transport.abort()
+        await until(lambda: ends == ["gone"], 5)
+
+
+async def test_pipelined_requests_are_answered_in_order_and_their_hang_up_is_heard() -> None:
+    ends: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with HangUp(receive):
+                await asyncio.sleep(0.05 if scope["path"] == "/1" else 60)
+        except ClientGone:
+            ends.append(scope["path"])
+            return
+        await send(HEAD)
+        await send(BODY)
+
+    async with serving(app) as (reader, writer):
+        writer.write(GET.replace(b"/ ", b"/1 ") + GET.replace(b"/ ", b"/2 "))
+        assert (await reader.readuntil(b"body")).startswith(b"HTTP/1.1 200")
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+        await until(lambda: ends == ["/2"], 5)
