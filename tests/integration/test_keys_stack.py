@@ -77,6 +77,10 @@ def test_the_life_of_keys(home: Path, fake_engine: str, tmp_path: Path) -> None:
         return {row["name"]: row["requests"] for row in rows}
 
     soon(lambda: used().get("shop") == 1)
+    own = urllib.request.Request(f"{url}/api/usage", headers={"authorization": f"Bearer {key['secret']}"})
+    with urllib.request.urlopen(own, timeout=10) as response:
+        told = json.loads(response.read())
+    assert [row["requests"] for row in told["rows"]] == [1], "a key sees its own use, and no other's"
     assert used()[None] >= 1 + 2 * 40, "what came without a key, and the operator's"
     tenon(home, "keys", "revoke", "shop")
     soon(lambda: ask(url, key["secret"]) == 401)
