@@ -91,6 +91,7 @@ def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
     if as_json:
         print_json(content)
         return
+    content["shares"] = [f"{name} {share}" for name, share in content["shares"].items()]
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")

@@ -105,10 +105,15 @@ def revoke(
     """End a key for good, at once and without a restart."""
     with registry_of(context) as registry:
         revoked = registry.revoke_key(key)
+        others = registry.keys()
     if as_json:
         print_json(row_of(revoked))
     else:
         console.print(f"Revoked the key {revoked.name} (number {revoked.id}).")
+        if not any(other.active(datetime.now(UTC)) for other in others):
+            note(
+                "no key is left: the gateway goes on asking for one, and only this machine's commands have it"
+            )
 
 
 def row_of(key: ApiKey) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.engine.account import REGISTRY, Account
 from serve.engine.client import EngineClient, ModelCard
 from serve.engine.process import EngineProcess, EngineRecord
 from serve.engine.reconcile import Memory, reconcile
@@ -54,7 +55,6 @@ LAST_BACKOFF = 30.0
 HEALTHY = 60.0
 """Seconds between starts: the first, doubling to the last, and the first after so many healthy seconds."""
 
-REGISTRY = "reading and writing the registry"
 ATTACH_HINT = "is it running? started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1?"
 
 
@@ -104,6 +104,7 @@ class Supervisor:
         self.engine_id = engine_id
         self._limits = spec.limits if spec is not None else limits or EngineLimits()
         self._troubles = Troubles()
+        self._account = Account(registry, engine_id, self._troubles, announced=announced)
         self._file = StateFile(
             state_file,
             EngineState(
@@ -117,7 +118,7 @@ class Supervisor:
         )
         self._elsewhere = frozenset(elsewhere) - {base.digest}
         self._memory = Memory(exclusive=spec is not None)
-        self._used_file, self._announced = used_file, announced
+        self._used_file = used_file
         self._crowded = False
         self._process: EngineProcess | None = None
         self._backoff = FIRST_BACKOFF
@@ -143,7 +144,7 @@ class Supervisor:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
             await self._discard()
-            await self._mark_pending()
+            await self._account.mark_pending(self.state)
             self._file.tell("down", pid=None)
 
     async def _keep_up(self) -> None:
@@ -203,7 +204,7 @@ class Supervisor:
                 log.info("engine %d runs already and is kept", self._process.record.pid)
                 return self._process
             await self._retire()
-        await self._mark_pending()
+        await self._account.mark_pending(self.state)
         try:
             self._process = await EngineProcess.start(spec, self.log_file)
         except StorageError as error:
@@ -216,7 +217,7 @@ class Supervisor:
         """End an engine that is not wanted any more, after telling so; it stays on record until it has ended."""
         if self._process is not None:
             self._file.tell("down", **self._process.record.to_json())
-            await self._mark_pending()
+            await self._account.mark_pending(self.state)
             await self._discard()
 
     async def _discard(self, grace: float = 15.0) -> None:
@@ -253,7 +254,7 @@ class Supervisor:
             late = time.monotonic() - self._last_pass > FULL_PASS
             if revision != self._revision or late or self._memory.due() or REGISTRY in self._troubles:
                 await self._reconcile(client)
-                await self._announce("ready")
+                await self._account.announce(self.state)
                 self._last_pass, self._revision = time.monotonic(), revision
         except StorageError as error:
             self._troubles.note(REGISTRY, error)
@@ -302,7 +303,7 @@ class Supervisor:
         hint = error.hint or (ATTACH_HINT if self.spec is None else "")
         log.error("%s (%s)", error.message, hint or "it is started again")
         self._file.tell("down", error=error.message, hint=hint, last_exit=exit_code)
-        await self._mark_pending()
+        await self._account.mark_pending(self.state)
         self._memory = self._memory.reborn()
         if self.spec is not None:
             await self._discard(grace=1.0)
@@ -312,25 +313,3 @@ class Supervisor:
     async def _pause(self) -> None:
         await asyncio.sleep(self._backoff)
         self._backoff = min(self._backoff * 2, LAST_BACKOFF)
-
-    async def _announce(self, state: str, reason: str = "") -> None:
-        """Tell gateways of other machines where the engine is and how; raises StorageError."""
-        if self._announced:
-            url, base = self.state.url or "", self.state.base_name or self.base.name
-            await asyncio.to_thread(self.registry.see_engine, self.engine_id, url, base, state, reason)
-
-    async def _mark_pending(self) -> None:
-        """Have the registry say that nothing is loaded, as far as it can be written."""
-        try:
-            await asyncio.to_thread(self._write_pending)
-            await self._announce("down", self.state.error)
-        except StorageError as error:
-            self._troubles.note(REGISTRY, error)
-
-    def _write_pending(self) -> None:
-        rows = {str(row.ref): row for row in self.registry.loaded(self.engine_id)}
-        states = {
-            ref: ("failed", row.reason) if row.state == "failed" else ("pending", "")
-            for ref, row in rows.items()
-        }
-        self.registry.set_loaded(self.engine_id, states)

@@ -13,13 +13,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Literal
 
 from serve.errors import InvalidKey, MissingScope, Unavailable
 from serve.gateway.asgi import Scope as Request
 from serve.gateway.endpoints import ENDPOINTS, TOKENIZER_INFO
 from serve.names import VERSION
 from serve.registry import ApiKey, Registry, hash_of
-from serve.registry.keys import Scope
+from serve.registry.keys import SCOPES, Scope
 from serve.registry.usage import NO_KEY
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,12 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 OWN_PATHS = frozenset({"/api/usage"})
 """What every key may ask, whatever its scopes; the route tells it of itself alone."""
 METRICS = "/metrics"
+USAGE = "/api/usage"
+"""Tells every key its own use."""
 LONGEST_SECRET = 256
+Wanted = Scope | Literal["any"]
 GRANTED: Mapping[str, frozenset[str]] = {
+    "any": frozenset(SCOPES),
     "inference": frozenset({"inference"}),
     "adapters": frozenset({"adapters", "admin"}),
     "admin": frozenset({"admin"}),
@@ -51,7 +56,7 @@ class Caller:
     key: ApiKey | None = None
     tenant: str | None = None
     names: frozenset[str] | None = None
-    scopes: frozenset[str] = frozenset(GRANTED)
+    scopes: frozenset[str] = frozenset(SCOPES)
 
     @property
     def key_id(self) -> int:
@@ -69,7 +74,7 @@ class Caller:
         version = VERSION.fullmatch(name)
         return version is not None and version["name"] in self.names
 
-    def require(self, wanted: Scope) -> None:
+    def require(self, wanted: Wanted) -> None:
         """Raise MissingScope unless it may do that kind of thing."""
         if self.scopes.isdisjoint(GRANTED[wanted]):
             raise MissingScope(
@@ -162,7 +167,7 @@ class Keyring:
         request.setdefault("state", {})["caller"] = caller
         return caller
 
-    def wanted(self, path: str) -> Scope | None:
+    def wanted(self, path: str) -> Wanted | None:
         """The scope that a path needs; None for the few that are open. What nobody thought of is the admin's.
 
         ``/api/*`` needs one of the two upper scopes here, and its routes say which.
@@ -171,9 +176,11 @@ class Keyring:
             return None
         if path in ENDPOINTS or path == TOKENIZER_INFO or path.startswith("/v1/"):
             return "inference"
+        if path == USAGE:
+            return "any"
         return "adapters" if path.startswith("/api/") else "admin"
 
-    def check(self, request: Request, wanted: Scope) -> Caller:
+    def check(self, request: Request, wanted: Wanted) -> Caller:
         """Whoever sends a request, if they may do what is wanted; raises as :meth:`admit` does.
 
         Where no key is needed, what a client sends as one is not looked at: clients must send something.

@@ -50,6 +50,7 @@ def test_the_life_of_keys(home: Path, fake_engine: str, tmp_path: Path) -> None:
     done = tenon(home, "up", "--detach", "--port", str(free_port()), "--engine-url", fake_engine)
     assert done.returncode == 0, done.stderr
     assert "no keys: loopback only" in done.stdout
+    assert "no keys: loopback only" in (home / "logs" / "gateway.log").read_text()
     url = str(status(home).url)
     assert ask(url) == 200
     operator = home / "run" / "operator.key"
@@ -76,6 +77,10 @@ def test_the_life_of_keys(home: Path, fake_engine: str, tmp_path: Path) -> None:
         return {row["name"]: row["requests"] for row in rows}
 
     soon(lambda: used().get("shop") == 1)
+    own = urllib.request.Request(f"{url}/api/usage", headers={"authorization": f"Bearer {key['secret']}"})
+    with urllib.request.urlopen(own, timeout=10) as response:
+        told = json.loads(response.read())
+    assert [row["requests"] for row in told["rows"]] == [1], "a key sees its own use, and no other's"
     assert used()[None] >= 1 + 2 * 40, "what came without a key, and the operator's"
     tenon(home, "keys", "revoke", "shop")
     soon(lambda: ask(url, key["secret"]) == 401)

@@ -18,7 +18,8 @@ class Limits:
     ``quantum`` is in tokens: what an adapter may admit in one visit. A request is charged for one quantum at
     most, so shares are exact when the quantum is no less than the longest request. ``patience`` is in seconds:
     how long an adapter waits for a slot before another must give one up. About the time of a usual answer is
-    best: much shorter turns spend the slots on draining, much longer ones make others wait.
+    best: much shorter turns spend the slots on draining, much longer ones make others wait. An
+    engine begins with it; in a pool it then follows the time of the answers.
     """
 
     slots: int

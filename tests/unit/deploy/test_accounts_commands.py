@@ -36,7 +36,9 @@ def test_a_key_is_created_listed_and_revoked_on_postgresql(cluster: Cluster, hom
     assert "shop" in listed.stdout
     assert "4 max concurrent" in listed.stdout
     assert key["secret"] not in listed.stdout
-    assert tenon(home, "keys", "revoke", "shop", **url).returncode == 0
+    revoked = tenon(home, "keys", "revoke", "shop", **url)
+    assert revoked.returncode == 0
+    assert "no key is left" in revoked.stdout
     assert json.loads(tenon(home, "keys", "list", "--json", **url).stdout) == []
     everything = json.loads(tenon(home, "keys", "list", "--all", "--json", **url).stdout)
     assert [(row["name"], row["state"]) for row in everything] == [("shop", "revoked")]

@@ -248,6 +248,26 @@ async def test_scopes(guarded: Bench) -> None:
     assert (await ask(guarded, None, "/metrics/", method="GET"))[0] == 401
 
 
+def test_what_paths_need(tmp_path: Path) -> None:
+    with Registry.open(tmp_path) as registry:
+        wanted = Keyring(registry).wanted
+    assert [wanted(path) for path in ("/healthz", "/readyz", "/healthz/", "/readyz/x", "")] == [
+        None,
+        None,
+        "admin",
+        "admin",
+        "admin",
+    ]
+    assert {wanted(path) for path in (*ENDPOINTS, "/tokenizer_info", "/v1/", "/v1/x")} == {"inference"}
+    assert [wanted(path) for path in ("/api/usage", "/api/usage/", "/api/keys", "/api", "/metrics")] == [
+        "any",
+        "adapters",
+        "adapters",
+        "admin",
+        "admin",
+    ]
+
+
 async def test_no_route_of_the_control_plane_is_open_by_mistake(guarded: Bench) -> None:
     secret = await new_key(guarded, "shop")
     routes = [route for route in guarded.gateway._control.routes if isinstance(route, APIRoute)]

@@ -20,7 +20,7 @@ from serve.engine.fake import Fault
 from serve.errors import ConfigError
 from serve.gateway.counters import WINDOW, Counters, LocalCounts
 from serve.gateway.limits import duration
-from serve.registry import Rights
+from serve.registry import Rights, UsageSum
 
 BODY: Mapping[str, Any] = {"model": "support", "messages": MESSAGES}
 DURATION = re.compile(r"\d+(\.\d{1,3})?s")
@@ -309,3 +309,24 @@ def test_redis_urls() -> None:
     assert Settings.stored(settings.model_dump(mode="json")) == settings
     assert Settings.read(redis_url="").redis_url is None
     assert math.isfinite(WINDOW)
+
+
+async def test_limits_are_exact_under_many_requests_at_once(bench: Bench) -> None:
+    await bench.deploy()
+    secret = await key_of(bench, requests_per_minute=10)
+    answers = await asyncio.gather(*(ask(bench, secret, stream=n % 2 == 0) for n in range(40)))
+    assert sorted(status for status, _, _ in answers) == [200] * 10 + [429] * 30
+    tokens = await key_of(bench, "tokens", tokens_per_minute=1000)
+    bench.engine.seconds_per_token = 0.05
+    answers = await asyncio.gather(*(ask(bench, tokens, max_tokens=180, stream=True) for _ in range(20)))
+    assert [status for status, _, _ in answers].count(200) == 4, "each may take 180 and its prompt"
+    bench.engine.seconds_per_token = 0.0
+    _, _, headers = await ask(bench, tokens, max_tokens=1)
+    used = sum(one.prompt_tokens + one.completion_tokens for one in usage_of(bench) if one.key_id == 2)
+    last = 1 + 1000 - used - left(headers, "tokens")
+    assert 0 <= last < 60, "all that was charged too much came back, but for the last request's"
+
+
+def usage_of(bench: Bench) -> list[UsageSum]:
+    bench.gateway.books.ledger.write()
+    return bench.registry.usage(by=("key_id",))

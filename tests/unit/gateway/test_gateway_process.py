@@ -109,6 +109,24 @@ async def test_running_streams_are_finished_after_sigterm(tmp_path: Path) -> Non
             assert await asyncio.wait_for(process.wait(), 10) == 0
 
 
+async def test_what_was_used_is_written_at_the_end(tmp_path: Path) -> None:
+    async with FakeEngine() as engine:
+        state = EngineState("ready", url=engine.url, base_name="base")
+        write_json(tmp_path / "run" / "engine.json", state.to_json())
+        async with running(tmp_path) as (process, record), aiohttp.ClientSession(record["url"]) as http:
+            for _ in range(3):
+                async with http.post(
+                    "/v1/chat/completions", json={"model": "base", "messages": MESSAGES}
+                ) as reply:
+                    assert reply.status == 200
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+    with Registry.open(tmp_path) as registry:
+        (used,) = registry.usage()
+    assert (used.requests, used.prompt_tokens, used.adapter) == (3, 9, "base")
+    assert used.engine_seconds > 0
+
+
 async def test_after_the_deadline_streams_end_with_an_error(tmp_path: Path) -> None:
     async with running_bench(tmp_path / "home") as bench:
         bench.server.config.timeout_graceful_shutdown = 1
