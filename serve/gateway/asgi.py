@@ -37,6 +37,9 @@ async def read_body(scope: Scope, receive: Receive, most: int = MAX_BODY) -> byt
             )
         if name == b"content-encoding" and value.lower() != b"identity":
             raise UnsupportedContent("the body is compressed", "send it as plain JSON")
+    at_once: Callable[[], bytes | None] | None = getattr(receive, "whole", None)  # see ``ends.py``
+    if at_once is not None and (body := at_once()) is not None:
+        return body
     try:
         async with asyncio.timeout(BODY_SECONDS):
             message = await receive()

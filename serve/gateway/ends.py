@@ -14,16 +14,28 @@ CONTINUE = b"HTTP/1.1 100 "
 class Incoming:
     """The ``receive`` of one request, which also tells of a hang-up without a task that waits for it."""
 
-    __slots__ = ("_cycle", "_gone", "_receive")
+    __slots__ = ("_asked", "_cycle", "_gone", "_receive")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
         self._receive: Callable[[], Awaitable[Any]] = cycle.receive
         self._gone: Callable[[], None] | None = None
+        self._asked = False
 
     def __call__(self) -> Awaitable[Message]:
         """The next message, as ASGI has it."""
+        self._asked = True
         return self._receive()
+
+    def whole(self) -> bytes | None:
+        """The body, if all of it came with the head and nobody has asked for it; this needs no timer."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue or self._asked:
+            return None
+        self._asked = True
+        body, cycle.body = bytes(cycle.body), bytearray()
+        cycle.message_event.clear()
+        return body
 
     def when_gone(self, gone: Callable[[], None] | None) -> None:
         """Have ``gone`` called once when the client hangs up, soon if it did already; None takes that back."""

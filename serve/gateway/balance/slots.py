@@ -253,6 +253,8 @@ class Slots:
 
     def _starving(self, now: float) -> int:
         """How many wait for a slot longer than they should; no more than there are slots count."""
+        if not self._line:
+            return 0
         first = itertools.islice(self._line, self.limits.slots)
         return sum(now - flow.since >= self.patience for flow in first)
 

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from gateway_harness import until
 
-from serve.gateway.asgi import ClientGone, HangUp, Message, Receive, Scope, Send
+from serve.gateway.asgi import ClientGone, HangUp, Message, Receive, Scope, Send, read_body
 from serve.gateway.protocol import GuardedProtocol
 from serve.net import listen
 
@@ -80,6 +80,47 @@ async def test_a_client_that_waits_to_be_told_to_go_on_is_told() -> None:
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"body")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+async def test_a_body_is_read_whole_however_it_comes(pieces: int) -> None:
+    text = b'{"model":"a","text":"0123456789"}'
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(text)
+    read: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        read.append(bytes(await read_body(scope, receive)))
+        await send(HEAD)
+        await send(BODY)
+
+    async with serving(app) as (reader, writer):
+        for _ in range(3):
+            step = -(-len(text) // pieces)
+            for start in range(0, len(text), step):
+                writer.write((head if not start else b"") + text[start : start + step])
+                await writer.drain()
+                await asyncio.sleep(0.02)
+            await reader.readuntil(b"body")
+    assert read == [text] * 3
+
+
+async def test_a_body_that_came_whole_is_given_once() -> None:
+    seen: list[Any] = []
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        incoming: Any = receive
+        seen.extend([incoming.whole(), incoming.whole()])
+        with pytest.raises(ClientGone):
+            async with HangUp(receive):
+                await asyncio.Event().wait()
+        seen.append((await receive())["type"])
+
+    async with serving(app) as (_, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
+        await until(lambda: len(seen) == 2, 5)
+        writer.transport.abort()
+        await until(lambda: len(seen) == 3, 5)
+    assert seen == [b"body", None, "http.disconnect"]
 
 
 @pytest.mark.parametrize("ours", [True, False])
