@@ -141,6 +141,15 @@ def makers(words: Mapping[str, Sequence[str]]) -> dict[str, EntityMaker]:
         name = (f"{first}.{last}", f"{first}{digits(rng, 2)}", f"{first[0]}{last}")[int(rng.random() * 3)]
         return f"{name.replace(chr(39), '')}@{pick(rng, _MAIL_HOSTS)}"
 
+    products = words["products"]
+    pairs = [product for product in products if " " in product]
+
+    def product(rng: random.Random) -> str:
+        """A product of the list, or two halves of two of them: where a name ends must be read, it cannot be known."""
+        if rng.random() < 0.6:
+            return pick(rng, products)
+        return f"{pick(rng, pairs).split()[0]} {pick(rng, products).split()[-1]}"
+
     return {
         "amount": _amount,
         "time": _time,
@@ -155,7 +164,7 @@ def makers(words: Mapping[str, Sequence[str]]) -> dict[str, EntityMaker]:
         "city": listed("cities"),
         "country": listed("countries"),
         "merchant": listed("merchants"),
-        "product": listed("products"),
+        "product": product,
         "dish": listed("dishes"),
         "song": listed("songs"),
         "title": listed("titles"),
