@@ -39,7 +39,7 @@ class EngineState:
     ``state``: ``starting`` (``stage`` says how far), ``ready``, ``down`` (it ended or, attached, cannot be used;
     ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
     ``engine_id`` is its name in the registry, if that is another than its file's;
-    ``base_digest`` is that of the base that adapters must be made for.
+    ``base_digest`` is that of the base that adapters must be made for, which lies in ``base_path``.
     ``since`` is when that state began, in seconds since 1970. ``pid``, ``started`` and ``boot`` (see
     :class:`~serve.records.ProcessIdentity`), ``port``, ``fingerprint``, ``log`` and ``scratch`` are set for an
     engine of our own. ``max_loras``, ``max_cpu_loras`` and ``max_num_seqs`` are its limits.
@@ -54,6 +54,7 @@ class EngineState:
     engine_id: str | None = None
     base_name: str | None = None
     base_digest: str | None = None
+    base_path: str | None = None
     max_model_len: int | None = None
     max_loras: int | None = None
     max_cpu_loras: int | None = None

@@ -113,6 +113,7 @@ class Supervisor:
                 engine_id=engine_id,
                 base_name=base.name,
                 base_digest=base.digest,
+                base_path=str(base.path),
             ),
             self._troubles,
         )

@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What load balancers and those who wait for the gateway ask without a key."""
-OWN_PATHS = frozenset({"/api/usage"})
-"""What every key may ask, whatever its scopes; the route tells it of itself alone."""
 METRICS = "/metrics"
 USAGE = "/api/usage"
 """Tells every key its own use."""
@@ -158,12 +156,8 @@ class Keyring:
 
         Raises InvalidKey, MissingScope, or Unavailable as long as the keys could not be read.
         """
-        path = request["path"]
-        if path in OWN_PATHS:
-            caller = ANYBODY if self.open else self._identify(request)
-        else:
-            wanted = self.wanted(path)
-            caller = ANYBODY if wanted is None else self.check(request, wanted)
+        wanted = self.wanted(request["path"])
+        caller = ANYBODY if wanted is None else self.check(request, wanted)
         request.setdefault("state", {})["caller"] = caller
         return caller
 

@@ -1,15 +1,17 @@
 """``/api/adapters``: versions, where they are loaded, and how new ones come in."""
 
 import logging
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 
-from serve.errors import BaseModelError, Unavailable, VersionInUse
+from serve.errors import BaseModelError, NotFound, Unavailable, VersionInUse
 from serve.gateway.api.access import Caller, check_name_allowed, name_of, version_for
 from serve.gateway.api.answers import Strict, reading, writing
+from serve.gateway.api.engines import records_of
 from serve.gateway.api.management import NEEDS_KEY, AdaptersCaller, Here, Management, note
 from serve.gateway.api.sources import LONGEST, remote_source
 from serve.names import NAME, check_name
@@ -38,6 +40,9 @@ class NewAdapter(Strict):
         max_length=64,
         pattern=f"^{NAME.pattern}$",
         description="Name of the adapter; default: the source's.",
+    )
+    base: str | None = Field(
+        None, max_length=64, description="Name of the served base that it was made for; default: the first."
     )
 
 
@@ -105,7 +110,7 @@ def show_adapter(version: Ref, here: Here, caller: AdaptersCaller) -> AdapterDet
     return _details(here, caller, version_for(here.registry, caller, version))
 
 
-@router.post("", status_code=201, responses=writing(409), summary="Register an adapter")
+@router.post("", status_code=201, responses=writing(404, 409), summary="Register an adapter")
 def add_adapter(body: NewAdapter, response: Response, here: Here, caller: AdaptersCaller) -> AdapterDetails:
     """Fetch an adapter, check it against the base, and register it as the next version of its name.
 
@@ -118,7 +123,7 @@ def add_adapter(body: NewAdapter, response: Response, here: Here, caller: Adapte
     name = check_name(body.name if body.name is not None else where.name)
     check_name_allowed(caller, name)
     with here.place():
-        base = _base(here)
+        base = _base(here, body.base)
         with fetched(where, here.settings.home, Limits.of(here.settings)) as arrived:
             lineage = Lineage(source=arrived.origin, by=name_of(caller))
             rank = here.settings.max_lora_rank
@@ -145,9 +150,17 @@ def remove_adapter(version: Ref, here: Here, caller: AdaptersCaller) -> None:
     note(caller, f"removed {found.ref}")
 
 
-def _base(here: Management) -> BaseIdentity:
+def _base(here: Management, name: str | None) -> BaseIdentity:
+    """A base that engines here serve, by its name, or that of the settings; no caller names its folder."""
     try:
-        return identify_base(here.settings.model)
+        if name is None:
+            return identify_base(here.settings.model)
+        records = [record for record in records_of(here).values() if record["base_name"] == name]
+        paths = [str(record["base_path"]) for record in records if record.get("base_path")]
+        if not paths:
+            raise NotFound(f"no base {name[:64]} is served here", "GET /api/engines lists them")
+        # A hub's base lies in a folder that is not called as it is.
+        return replace(identify_base(paths[0]), name=name)
     except BaseModelError as error:
         logger.error("the base cannot be read: %s (%s)", error.message, error.hint)
         raise Unavailable("the gateway cannot read its base now", "see the gateway's log") from None

@@ -6,13 +6,11 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from serve.engine.state import record_files
 from serve.gateway.api.answers import reading
 from serve.gateway.api.management import NEEDS_KEY, AdaptersCaller, Here, Management
 from serve.records import read_json
 from serve.registry import LoadState
-
-FIRST = "engine"
-"""The name of the engine whose record is ``run/engine.json``; those of others lie in ``run/engines/``."""
 
 router = APIRouter(prefix="/api/engines", tags=["engines"], dependencies=[NEEDS_KEY])
 
@@ -39,7 +37,7 @@ class EngineList(BaseModel):
 def list_engines(here: Here, caller: AdaptersCaller) -> EngineList:
     """The engines of this machine, and those that the registry knows of others; not where they are."""
     loaded = here.registry.loaded()
-    found = {name: _of_record(name, record, loaded) for name, record in _records(here).items()}
+    found = {name: _of_record(name, record, loaded) for name, record in records_of(here).items()}
     for seen in here.registry.engines():
         found.setdefault(
             seen.name,
@@ -56,11 +54,11 @@ def list_engines(here: Here, caller: AdaptersCaller) -> EngineList:
     return EngineList(engines=[found[name] for name in sorted(found)])
 
 
-def _records(here: Management) -> dict[str, dict[str, Any]]:
-    state = here.settings.state
-    files = {path.stem: path for path in (state / "engines").glob("*.json") if path.name[0] != "."}
-    records = {name: read_json(path) for name, path in {**files, FIRST: state / "engine.json"}.items()}
-    return {name: record for name, record in records.items() if record.get("base_name")}
+def records_of(here: Management) -> dict[str, dict[str, Any]]:
+    """What the engines of this machine were last said to be, by their names in the registry."""
+    records = {name: read_json(path) for name, path in record_files(here.settings.state).items()}
+    known = {name: record for name, record in records.items() if record.get("base_name")}
+    return {str(record.get("engine_id") or name): record for name, record in known.items()}
 
 
 def _of_record(name: str, record: dict[str, Any], loaded: list[LoadState]) -> Engine:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from api_harness import Api, running_api
+from unit.registry.registry_samples import write_base
 from unit.registry.source_servers import running, sending, slowly
 
 from evalsuite.load.adapters import write_adapter
@@ -93,6 +94,20 @@ async def test_no_folder_is_taken_unless_the_operator_says_so(tmp_path: Path) ->
             refused = await api.ask("POST", "/api/adapters", {"source": source, "name": "x"})
             assert (refused.status, refused.code) == (400, "invalid_source")
         assert api.registry.versions() == []
+
+
+async def test_the_base_is_one_that_is_served(api: Api, tmp_path: Path) -> None:
+    allowed(api)
+    other = write_base(tmp_path / "narrow", width=24)
+    api.bench.tell_engine(base_name="other", base_path=str(other))
+    source = {"source": "./mine"}
+    wrong = await api.ask("POST", "/api/adapters", {**source, "base": "other"})
+    assert (wrong.code, "other" in wrong.message) == ("adapter_rejected", True)
+    absent = await api.ask("POST", "/api/adapters", {**source, "base": str(other)[:64]})
+    assert (absent.status, absent.code) == (404, "not_found")
+    api.bench.tell_engine(base_name="called-so", base_path=str(BASE.path))
+    added = await api.ask("POST", "/api/adapters", {**source, "base": "called-so"})
+    assert (added.status, added.content["base"]) == (201, "called-so")
 
 
 async def test_a_hub_id_is_no_folder_of_the_gateway(
