@@ -1,6 +1,7 @@
 """Listens: binds the port, runs uvicorn, and leaves a record of itself in ``run/gateway.json``."""
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 30
 """How long running requests may go on after SIGTERM."""
 KEEP_ALIVE_SECONDS = 75
+NEW_OBJECTS = 10_000
+"""After how many new objects the youngest are searched for cycles; Python's own 700 is for small programs."""
 
 
 class GatewayServer(uvicorn.Server):
@@ -97,6 +100,17 @@ def keyring(settings: Settings, registry: Registry, sock: socket.socket) -> Iter
         yield keys
 
 
+def spare_what_stays() -> None:
+    """Keep the collector of cycles away from what was imported and built: it stays until the end.
+
+    It went through all of that again and again, which cost requests a tenth of their processor time and the
+    unlucky ones tens of milliseconds. The rest is looked through after ``NEW_OBJECTS`` more of them than before.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS, 10, 10)
+
+
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
     sock = listen(settings.host, settings.port)
@@ -116,6 +130,7 @@ def serve(settings: Settings) -> None:
         management = Management(registry, settings, source, rules, authorise)
         app = Gateway(source, rules, tracer, books, counters, management)
         server = GatewayServer(app, sock, settings.state / "gateway.json")
+        spare_what_stays()
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")
