@@ -17,7 +17,8 @@ async def send_models(table: RouteTable, caller: Caller, send: Send) -> None:
 
 async def send_model(table: RouteTable, name: str, caller: Caller, send: Send) -> None:
     """Answer with one name, or 404."""
-    card = table.models.get(name) if caller.allows(name) else None
+    plain = table.plain(name)
+    card = table.models.get(plain) if caller.allows(plain) else None
     if card is None:
         error = ModelNotFound(f"the model {name[:100]!r} does not exist", "GET /v1/models lists the names")
         await Failure.of(error).send(send)

@@ -186,9 +186,10 @@ def _resolve(table: RouteTable, model: str | None, caller: Caller, conversation:
     """The route of a name; without one, the base's. To a caller who may not use it, it does not exist."""
     if model is None:
         model = table.engine.base_name if table.engine is not None else ""
-    if not caller.allows(model):
+    plain = table.plain(model)
+    if not caller.allows(plain):
         raise table.absent(model)
-    return table.resolve(model, conversation)
+    return table.resolve(plain, conversation)
 
 
 def conversation_header(scope: Scope) -> str | None:

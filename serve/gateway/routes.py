@@ -20,6 +20,8 @@ from serve.gateway.policy import NO_POLICY, SamplingPolicy
 if TYPE_CHECKING:
     from serve.gateway.sides import Sides
 
+FINE_TUNED = "ft:"
+"""How OpenAI begins the names of models that were adapted."""
 NOTHING: Mapping[str, Any] = {}
 MAX_LORAS, MAX_CPU_LORAS, MAX_NUM_SEQS = 4, 16, 256
 """What an engine is taken to do of which nobody says it."""
@@ -159,6 +161,17 @@ class RouteTable:
     def usable(self) -> frozenset[str]:
         """The bases that some engine can be asked for."""
         return frozenset(engine.base_name for engine in self.engines.values() if engine.usable)
+
+    def plain(self, name: str) -> str:
+        """The plain form of a name: that of ``ft:BASE:NAME`` and ``ft:BASE:NAME@vN`` is what follows the base.
+
+        Names that say a wrong base stay as they are, and so mean nothing.
+        """
+        if not name.startswith(FINE_TUNED):
+            return name
+        base, _, plain = name.removeprefix(FINE_TUNED).rpartition(":")
+        card = self.models.get(plain)
+        return plain if card is not None and base and card["parent"] == base else name
 
     def resolve(self, name: str, conversation: str = "") -> Route:
         """The route of a public name for one conversation.
