@@ -77,8 +77,13 @@ def client(stack: RunningStack) -> Iterator[openai.OpenAI]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a test that may be the first to start the engine the time that this takes."""
+    """Keep what needs whole machines in one process, and give who may be the first to start the engine its time.
+
+    ``make test`` runs two processes: one has the engine, the stacks and the trainings, the other all the rest.
+    """
     for item in items:
+        if not item.nodeid.startswith("tests/unit/") or "session_stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("stacks"))
         if "session_stack" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.engine)
             if item.get_closest_marker("timeout") is None:
