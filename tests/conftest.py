@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import openai
 import pytest
 from support.ports import free_port
@@ -17,6 +18,12 @@ from serve.registry import Registry
 from serve.registry.base import identify_base
 
 START_TIMEOUT = 300
+
+# How fast a machine is must not decide: two processes share it.
+hypothesis.settings.register_profile(
+    "tenon", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tenon")
 
 
 @pytest.fixture
@@ -51,7 +58,10 @@ def cluster() -> Iterator[Cluster]:
 def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The stack that all tests of the session share; started once."""
     folder = tmp_path_factory.mktemp("stack")
-    settings = Settings.read(home=folder / "home", port=free_port())
+    tools = (
+        "--enable-auto-tool-choice --tool-call-parser hermes"  # the built-in base's template names no tools
+    )
+    settings = Settings.read(home=folder / "home", port=free_port(), engine_args=tools)
     stacks.up(settings, lambda _: None)
     registry = Registry.of(settings)
     try:
@@ -76,6 +86,7 @@ def client(stack: RunningStack) -> Iterator[openai.OpenAI]:
         yield connected
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what needs whole machines in one process, and give who may be the first to start the engine its time.
 

@@ -26,6 +26,11 @@ PLUGIN = "tenon_cpu_lora"
 """Our entry point in ``vllm.general_plugins``."""
 
 TEMPLATE_DEFAULTS = "--default-chat-template-kwargs"
+TOOL_PARSER = "--tool-call-parser"
+HERMES_CALL, CODER_CALL = "<tool_call>", "<function="
+"""What the chat templates say of models that call tools as Hermes did (Qwen 2.5 and 3), and as Qwen 3 Coder does. Of
+all others the operator must know how they call tools."""
+
 GPU_SHARE = "--gpu-memory-utilization"
 TRACES = "--otlp-traces-endpoint"
 DEFAULT_GPU_SHARE = 0.7
@@ -137,11 +142,14 @@ class EngineSpec:
                 argv += ["--distributed-executor-backend", ONE_PROCESS]
         elif not self._user_sets(GPU_SHARE):
             argv += [GPU_SHARE, str(DEFAULT_GPU_SHARE)]
-        if can_think(self.model) and not self._user_sets(TEMPLATE_DEFAULTS):
+        template = chat_template(self.model)
+        if "enable_thinking" in template and not self._user_sets(TEMPLATE_DEFAULTS):
             # Adapters are trained on prompts with thinking off; a request may still turn it on.
             argv += [TEMPLATE_DEFAULTS, json.dumps({"enable_thinking": False})]
         if self.otlp_endpoint is not None and not self._user_sets(TRACES):
             argv += [TRACES, self.otlp_endpoint]
+        if HERMES_CALL in template and CODER_CALL not in template and not self._user_sets(TOOL_PARSER):
+            argv += ["--enable-auto-tool-choice", TOOL_PARSER, "hermes"]
         return argv + list(self.extra_args)
 
     @property
@@ -201,18 +209,16 @@ class EngineSpec:
         return hashlib.sha256(shlex.join(self.argv(port=0)).encode()).hexdigest()[:12]
 
 
-def can_think(model: Path) -> bool:
-    """Whether the chat template of a model folder has the switch ``enable_thinking``."""
+def chat_template(model: Path) -> str:
+    """The chat template of a model folder, or of several the text that holds them all; empty if there is none."""
     try:
         if (model / "chat_template.jinja").is_file():
-            template = (model / "chat_template.jinja").read_text(encoding="utf-8")
-        else:
-            config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
-            # One template, or a list of named ones.
-            template = json.dumps(config.get("chat_template")) if isinstance(config, dict) else ""
+            return (model / "chat_template.jinja").read_text(encoding="utf-8")
+        config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+        # One template, or a list of named ones.
+        return json.dumps(config.get("chat_template")) if isinstance(config, dict) else ""
     except (OSError, ValueError):
-        return False  # vLLM says what is wrong with it
-    return "enable_thinking" in template
+        return ""  # vLLM says what is wrong with it
 
 
 def weights_bytes(model: Path) -> int:

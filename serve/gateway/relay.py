@@ -179,14 +179,16 @@ class Relay:
         await self._send({"type": "http.response.body", "body": events, "more_body": more})
 
     def _time_tokens(self, count: int) -> None:
-        """Note that ``count`` tokens have just come."""
+        """Note that ``count`` tokens have just come; between those that came together no time has passed."""
         now = time.perf_counter()
         meters = self._exchange.route.meters
         if not self._last_token:
             meters.first_token.observe(now - self._exchange.started)
             note_first_token(now - self._exchange.started)
-        elif self._exchange.single:
+            gap, count = 0.0, count - 1
+        else:
             gap = (now - self._last_token) / count
+        if self._exchange.single:
             for _ in range(count):
                 meters.inter_token.observe(gap)
         self._last_token = now

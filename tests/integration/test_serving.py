@@ -109,7 +109,10 @@ def test_client_that_hangs_up_frees_the_engine(stack: RunningStack, stream: bool
         if stream:
             with client.stream("POST", f"{stack.url}/v1/chat/completions", json=body) as response:
                 next(response.iter_lines())
-                assert engine_metric(stack, "vllm:num_requests_running") == 1
+                begun = time.monotonic()
+                while engine_metric(stack, "vllm:num_requests_running") != 1:
+                    assert time.monotonic() - begun < 2
+                    time.sleep(0.01)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{stack.url}/v1/chat/completions", json=body, timeout=0.5)

@@ -1,5 +1,6 @@
 import json
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,25 @@ def test_the_users_own_template_settings_win(tmp_path, extra):
     (tmp_path / "chat_template.jinja").write_text(THINKING)
     argv = spec(model=tmp_path, extra_args=extra).argv()
     assert sum(arg.startswith("--default-chat-template-kwargs") for arg in argv) == 1
+
+
+HERMES = '{{ tools }}<tool_call>\n{"name": <function-name>}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("template", "extra", "parsers"),
+    [
+        (HERMES, (), ["hermes"]),
+        (HERMES, ("--tool-call-parser", "xlam"), ["xlam"]),
+        ("<tool_call>\n<function=name>", (), []),
+        ("{{ messages }}", (), []),
+    ],
+)
+def test_tools_can_be_called_where_the_template_says_how(tmp_path, template, extra, parsers):
+    (tmp_path / "chat_template.jinja").write_text(template)
+    argv = spec(model=tmp_path, extra_args=extra).argv()
+    assert [after for before, after in pairwise(argv) if before == "--tool-call-parser"] == parsers
+    assert ("--enable-auto-tool-choice" in argv) == (parsers == ["hermes"])
 
 
 def test_the_environment_keeps_what_the_user_set():
