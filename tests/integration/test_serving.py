@@ -108,7 +108,8 @@ def test_client_that_hangs_up_frees_the_engine(stack: RunningStack, stream: bool
     with httpx.Client(timeout=60) as client:
         if stream:
             with client.stream("POST", f"{stack.url}/v1/chat/completions", json=body) as response:
-                next(response.iter_lines())
+                lines = response.iter_lines()  # kept: with the last reference to it httpx hangs up
+                next(lines)
                 begun = time.monotonic()
                 while engine_metric(stack, "vllm:num_requests_running") != 1:
                     assert time.monotonic() - begun < 2
@@ -130,11 +131,11 @@ def test_metrics_count_by_adapter(stack: RunningStack, client: openai.OpenAI) ->
         client.chat.completions.create(
             model="counted", messages=ASK, max_tokens=4, extra_body={"ignore_eos": True}
         )
-    list(
-        client.chat.completions.create(
-            model="counted", messages=ASK, max_tokens=4, stream=True, extra_body={"ignore_eos": True}
-        )
+    stream = client.chat.completions.create(
+        model="counted", messages=ASK, max_tokens=4, stream=True, extra_body={"ignore_eos": True}
     )
+    # A token may have no text of its own: what clients get are events.
+    events = sum(bool(choice.delta.content) for chunk in stream for choice in chunk.choices)
     after = gateway_metrics(stack)
 
     def grown(name: str) -> float:
@@ -148,12 +149,12 @@ def test_metrics_count_by_adapter(stack: RunningStack, client: openai.OpenAI) ->
     assert grown("tenon_completion_tokens_total") == 16
     assert grown("tenon_request_duration_seconds_count") == 4
     assert grown("tenon_time_to_first_token_seconds_count") == 1
-    assert grown("tenon_inter_token_latency_seconds_count") == 3
+    assert grown("tenon_inter_token_latency_seconds_count") == events - 1 > 0
     assert after["tenon_engine_up"] == 1
     assert any(key.startswith("tenon_adapter_load_seconds") and "counted" in key for key in after)
 
 
 def test_health_routes(stack: RunningStack) -> None:
-    assert get_json(f"{stack.url}/healthz")["revision"] >= 1
+    assert get_json(f"{stack.url}/healthz")["revision"] >= 0
     assert httpx.get(f"{stack.url}/readyz").status_code == 200
     assert httpx.post(f"{stack.url}/v1/load_lora_adapter", json={}).status_code == 404
