@@ -62,9 +62,10 @@ def test_an_answer_follows_its_schema(
         messages=MESSAGES,
         response_format=SCHEMA,
         temperature=temperature,
-        max_tokens=120,
         seed=5,
+        **varied,
     )
+    assert answer.choices[0].finish_reason == "stop"
     check(answer.choices[0].message.content)
 
 
