@@ -1,9 +1,11 @@
 """``make check-lora-cpu``: our LoRA code for CPUs must say what vLLM's says.
 
-Starts the real engine twice, without and with our plugin. Each answers the same questions greedily, by several
-adapters and the base at the same time, and gives the log-probabilities. Up to the first token in which the two engines
-differ they read the same text, so there the log-probabilities must agree; and a first difference is allowed only
-between tokens that were as good as equally likely to vLLM's own code, as bfloat16 rounds.
+Starts the real engine twice, without and with our plugin. Each answers the same questions greedily, as the base and as
+several adapters in turn, and gives the log-probabilities. Up to the first token in which the two engines differ they
+read the same text, so there the log-probabilities must agree; and a first difference is allowed only between tokens
+that were as good as equally likely to vLLM's own code, as bfloat16 rounds. That is asked one question at a time, as
+vLLM's code gives other answers, also of the base, when adapters are mixed in a batch. Ours must not: asked many at
+once, it is compared with itself.
 """
 
 import argparse
@@ -101,11 +103,11 @@ def questions(many: int) -> list[str]:
 
 
 async def answers(
-    spec: EngineSpec, adapters: Mapping[str, Path], options: argparse.Namespace
+    spec: EngineSpec, adapters: Mapping[str, Path], options: argparse.Namespace, at_once: int
 ) -> list[list[Token]]:
-    """What one engine answers: the questions in turn to the base and to each adapter, all at the same time."""
+    """What one engine answers: the questions in turn to the base and to each adapter, ``at_once`` at a time."""
     models = [spec.base_name, *adapters]
-    gate = asyncio.Semaphore(options.at_once)
+    gate = asyncio.Semaphore(at_once)
     with tempfile.TemporaryDirectory() as folder:
         engine = await EngineProcess.start(spec, Path(folder) / "engine.log")
         try:
@@ -137,8 +139,8 @@ async def answers(
             await engine.stop()
 
 
-async def check(options: argparse.Namespace) -> Parity:
-    """Ask both engines, one after the other, and compare."""
+async def check(options: argparse.Namespace) -> tuple[Parity, Parity]:
+    """Ask both engines, one after the other; compare ours with vLLM's, and ours in batches with ours alone."""
     with tempfile.TemporaryDirectory() as folder:
         if options.shape:
             base = identify_base(str(write_base(Path(folder) / options.shape, SHAPES[options.shape])))
@@ -151,10 +153,11 @@ async def check(options: argparse.Namespace) -> Parity:
             for rank in options.ranks
         }
         found = []
-        for kind in (UnpluggedSpec, EngineSpec):
+        for kind, at_once in ((UnpluggedSpec, 1), (EngineSpec, 1), (EngineSpec, options.at_once)):
             spec = kind(base.path, base.name, max_loras=len(adapters), max_lora_rank=max(8, *options.ranks))
-            found.append(await answers(spec, adapters, options))
-    return compare(found[0], found[1], options.tie)
+            found.append(await answers(spec, adapters, options, at_once))
+    stock, ours, mixed = found
+    return compare(stock, ours, options.tie), compare(ours, mixed, options.tie)
 
 
 def main() -> int:
@@ -169,22 +172,24 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=200, help="questions that each model is asked")
     parser.add_argument("--tokens", type=int, default=32, help="longest answer")
     parser.add_argument("--at-once", type=int, default=32, help="requests at once")
-    parser.add_argument("--tie", type=float, default=0.05, help="lead in nats that rounding may turn")
+    parser.add_argument("--tie", type=float, default=0.13, help="lead in nats that rounding may turn")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    found = asyncio.run(check(options))
+    results = dict(
+        zip(("vLLM's code and ours", "ours alone and mixed"), asyncio.run(check(options)), strict=True)
+    )
     console = Console(highlight=False)
     if options.json:
-        console.print_json(json.dumps(asdict(found)))
-    else:
+        console.print_json(json.dumps({name: asdict(found) for name, found in results.items()}))
+    for name, found in results.items() if not options.json else ():
         console.print(
-            f"{found.answers} answers: {found.same} the same, {found.tie} part at a tie, {found.different} differ\n"
-            f"log-probabilities of {found.tokens} tokens after the same text: "
+            f"{name}: {found.answers} answers: {found.same} the same, {found.tie} part at a tie, {found.different} "
+            f"differ\nlog-probabilities of {found.tokens} tokens after the same text: "
             f"mean difference {found.mean:.4f}, largest {found.worst:.4f}"
         )
         for example in found.examples:
             console.print(f"  {example}", soft_wrap=True)
-    return 1 if found.different else 0
+    return 1 if any(found.different for found in results.values()) else 0
 
 
 if __name__ == "__main__":
