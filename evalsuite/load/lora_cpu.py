@@ -25,7 +25,7 @@ from evalsuite.load.bases import SHAPES, write_base
 from serve.engine.client import EngineClient
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
-from serve.registry.base import identify_base
+from serve.registry.base import BaseIdentity, identify_base
 
 SENTENCE = "Where is my parcel? I ordered a kettle last week and it has not come yet. "
 START_TIMEOUT = 600.0
@@ -62,6 +62,21 @@ class UnpluggedSpec(EngineSpec):
     def environment(self, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
         """Ours, without plugins."""
         return {**super().environment(inherited), "VLLM_PLUGINS": ""}
+
+
+def add_base_options(parser: argparse.ArgumentParser) -> None:
+    """Let the command say which base is measured; see :func:`chosen_base`."""
+    parser.add_argument("--model", default="tenon-tiny", help="base model")
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), help="a base of this shape with random weights instead"
+    )
+
+
+def chosen_base(options: argparse.Namespace, folder: Path) -> BaseIdentity:
+    """The base that the options name; one of random weights is written into ``folder``."""
+    if options.shape:
+        return identify_base(str(write_base(folder / options.shape, SHAPES[options.shape])))
+    return identify_base(options.model)
 
 
 async def throughput(
@@ -112,10 +127,7 @@ async def compare(options: argparse.Namespace) -> dict[str, dict[tuple[str, str]
     """The measurements of both engines, one after the other."""
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        if options.shape:
-            base = identify_base(str(write_base(Path(folder) / options.shape, SHAPES[options.shape])))
-        else:
-            base = identify_base(options.model)
+        base = chosen_base(options, Path(folder))
         most = max(options.adapters)
         adapters = {
             f"a{number}": write_adapter(Path(folder) / f"a{number}", base, rank=options.rank, seed=number)
@@ -165,10 +177,7 @@ def show(found: Sequence[Mapping[str, object]]) -> Table:
 def main() -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(prog="python -m evalsuite.load.lora_cpu", description=__doc__)
-    parser.add_argument("--model", default="tenon-tiny", help="base model")
-    parser.add_argument(
-        "--shape", choices=sorted(SHAPES), help="a base of this shape with random weights instead"
-    )
+    add_base_options(parser)
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 3, 8], help="adapters in each mix")
     parser.add_argument("--rank", type=int, default=16, help="their rank")
     parser.add_argument("--max-rank", type=int, default=64, help="highest rank that the engine can load")

@@ -23,12 +23,10 @@ import aiohttp
 from rich.console import Console
 
 from evalsuite.load.adapters import write_adapter
-from evalsuite.load.bases import SHAPES, write_base
-from evalsuite.load.lora_cpu import START_TIMEOUT, TIMEOUT, UnpluggedSpec
+from evalsuite.load.lora_cpu import START_TIMEOUT, TIMEOUT, UnpluggedSpec, add_base_options, chosen_base
 from serve.engine.client import EngineClient
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
-from serve.registry.base import identify_base
 
 WHATS = ("parcel", "kettle", "invoice", "refund", "phone", "address", "tent", "lamp", "order", "keyboard")
 SAID = ("is late", "is broken", "is the wrong one", "cannot be found", "was too expensive")
@@ -142,10 +140,7 @@ async def answers(
 async def check(options: argparse.Namespace) -> tuple[Parity, Parity]:
     """Ask both engines, one after the other; compare ours with vLLM's, and ours in batches with ours alone."""
     with tempfile.TemporaryDirectory() as folder:
-        if options.shape:
-            base = identify_base(str(write_base(Path(folder) / options.shape, SHAPES[options.shape])))
-        else:
-            base = identify_base(options.model)
+        base = chosen_base(options, Path(folder))
         adapters = {
             f"a{rank}": write_adapter(
                 Path(folder) / f"a{rank}", base, rank=rank, seed=rank, scale=options.scale
@@ -163,10 +158,7 @@ async def check(options: argparse.Namespace) -> tuple[Parity, Parity]:
 def main() -> int:
     """Run the comparison and print it; 1 if answers differ by more than a tie."""
     parser = argparse.ArgumentParser(prog="python -m evalsuite.load.lora_parity", description=__doc__)
-    parser.add_argument("--model", default="tenon-tiny", help="base model")
-    parser.add_argument(
-        "--shape", choices=sorted(SHAPES), help="a base of this shape with random weights instead"
-    )
+    add_base_options(parser)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64], help="an adapter of each rank")
     parser.add_argument("--scale", type=float, default=2.0, help="how much the adapters change")
     parser.add_argument("--prompts", type=int, default=200, help="questions that each model is asked")
