@@ -13,6 +13,7 @@ import aiohttp
 import openai
 
 from evalsuite.load.adapters import write_adapter
+from evalsuite.load.house import small_base
 from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
 from serve.gateway.api.management import Management
@@ -26,19 +27,6 @@ from serve.registry.base import BaseIdentity
 
 ENGINE = "engine"
 MESSAGES: Any = [{"role": "user", "content": "one two three"}]
-
-
-def small_base() -> BaseIdentity:
-    """A base of one linear layer; the fake engine needs no files of it."""
-    return BaseIdentity(
-        name="base",
-        path=Path("/nowhere"),
-        digest="0" * 64,
-        architecture="Qwen3ForCausalLM",
-        shapes={"model.layers.0.self_attn.q_proj.weight": (16, 16)},
-        max_length=1024,
-        vocab_size=64,
-    )
 
 
 async def until(true: Any, seconds: float = 5.0) -> None:
