@@ -6,6 +6,7 @@ can read far enough to be told that they are too old. Nothing outside ``.venv`` 
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -114,7 +115,7 @@ def install(device, python):
     with open(constraints, "w") as file:
         file.write(pinned + "\n")
     with Step("vLLM, training, evaluation and test packages"):
-        pip("install", "-c", constraints, "-e", ROOT + "[" + extras + "]")
+        install_packages("-c", constraints, "-e", ROOT + "[" + extras + "]")
     with Step("Check"):
         remove_broken()
         check_imports()
@@ -219,12 +220,12 @@ def install_cpu_torch():
     """Ask the configured indexes for the CPU build, then PyTorch's own index; never take the CUDA build."""
     wanted = "torch==%s+cpu" % TORCH
     try:
-        pip("install", wanted)
+        pip("install", "--no-compile", wanted)  # most of its modules are never imported
     except DiskFull:
         raise
     except SetupError as first:
         try:
-            pip("install", wanted, "--index-url", TORCH_CPU_INDEX)
+            pip("install", "--no-compile", wanted, "--index-url", TORCH_CPU_INDEX)
         except SetupError as second:
             raise SetupError(
                 "no CPU build of torch %s for Python %d.%d\n  from the configured indexes: %s\n"
@@ -232,13 +233,62 @@ def install_cpu_torch():
             ) from second
 
 
+def install_packages(*arguments):
+    """Install by uv, which takes a fifth of pip's time, from the indexes that pip is configured with; else by pip."""
+    try:
+        pip("install", "uv>=0.9")
+        options, environment = uv_options(pip_settings())
+        run_logged(
+            ["-m", "uv", "pip", "install", "--python", PYTHON] + options + list(arguments), environment
+        )
+    except DiskFull:
+        raise
+    except SetupError:  # pip knows every setting of its own, and says best what is wrong
+        pip("install", *arguments)
+
+
+def pip_settings():
+    """pip's settings by name; the environment's win over those of the command, and these over global ones."""
+    out = subprocess.run(
+        [PYTHON, "-m", "pip", "config", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    ranks = {"global": 0, "install": 1, ":env:": 2}
+    found = []
+    for line in out.stdout.splitlines():
+        key, equals, value = line.partition("=")
+        section, _, name = key.rpartition(".")
+        if equals and section in ranks:
+            found.append((ranks[section], name, ast.literal_eval(value)))
+    return {name: value for _, name, value in sorted(found)}
+
+
+def uv_options(settings):
+    """The options and the environment that have uv ask the same indexes as pip, for the best version of all."""
+    options = ["--index-strategy", "unsafe-best-match"]
+    for name in ("index-url", "extra-index-url", "find-links", "trusted-host", "constraint"):
+        option = "--allow-insecure-host" if name == "trusted-host" else "--" + name
+        for value in str(settings.get(name, "")).split():
+            options += [option, value]
+    environment = dict(os.environ)
+    if settings.get("cert"):
+        environment["SSL_CERT_FILE"] = str(settings["cert"])
+    return options, environment
+
+
 def pip(*arguments):
     """Run pip in ``.venv``, logging all; raise with its telling lines."""
-    command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input"] + list(arguments)
+    run_logged(["-m", "pip", "--disable-pip-version-check", "--no-input"] + list(arguments))
+
+
+def run_logged(arguments, environment=None):
+    """Run the environment's Python, logging all; raise with the telling lines of what it said."""
     with open(LOG, "a") as log:
-        log.write("\n$ pip " + " ".join(arguments) + "\n")
+        log.write("\n$ python " + " ".join(arguments) + "\n")
         start = log.tell()
-        code = subprocess.call(command, stdout=log, stderr=subprocess.STDOUT)
+        code = subprocess.call([PYTHON] + arguments, stdout=log, stderr=subprocess.STDOUT, env=environment)
     if code == 0:
         return
     with open(LOG, errors="replace") as log:
