@@ -11,6 +11,10 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Push = Callable[[bytes], bool]
+
+PUSH = "tenon.push"
+"""The extension of a server that can write a part of a streamed body at once; see ``ends.py``."""
 
 MAX_BODY = 32 * 2**20
 """Longest request body, in bytes."""
@@ -81,6 +85,12 @@ async def send_json(
     head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
+
+
+def push_of(scope: Scope) -> Push | None:
+    """How to write parts of a streamed body at once, where the server can."""
+    push: Push | None = (scope.get("extensions") or {}).get(PUSH)
+    return push
 
 
 class HangUp:

@@ -58,12 +58,25 @@ class Outgoing:
     A head that no body follows at once goes out by itself before the event loop's next round.
     """
 
-    __slots__ = ("_begun", "_held", "_transport")
+    __slots__ = ("_begun", "_cycle", "_held", "_transport")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
         self._transport = transport
+        self._cycle = cycle
         self._held = b""
         self._begun = False
+
+    def push(self, part: bytes) -> bool:
+        """Write a part of a streamed body without a task that waits for it; False: it must be sent as ASGI has it.
+
+        That is so before the head and while the client reads too slowly.
+        """
+        cycle = self._cycle
+        if cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
+            return False
+        if not cycle.disconnected:
+            self.write(b"%x\r\n%b\r\n" % (len(part), part))
+        return True
 
     def write(self, data: bytes) -> None:
         """Write now, but for the head."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve.gateway.asgi import PUSH
 from serve.gateway.ends import Incoming, Outgoing
 from serve.gateway.refusal import NO_HTTP, with_id
 
@@ -78,7 +79,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.cycle is not before and (before is None or before.response_complete):
             self._incoming = Incoming(self.cycle)
             self.cycle.receive = self._incoming  # type: ignore[method-assign, assignment]
-            self.cycle.transport = Outgoing(self.transport)  # type: ignore[assignment]
+            outgoing = Outgoing(self.transport, self.cycle)
+            self.cycle.transport = outgoing  # type: ignore[assignment]
+            self.scope["extensions"] = {PUSH: outgoing.push}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body, or drop it when the request has been answered already."""

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from serve.errors import TenonError, Unavailable
-from serve.gateway.asgi import ClientGone, HangUp, Receive, Scope, Send, read_body
+from serve.gateway.asgi import ClientGone, HangUp, Push, Receive, Scope, Send, push_of, read_body
 from serve.gateway.auth import Caller, caller_of
 from serve.gateway.balance.cost import estimate_tokens
 from serve.gateway.balance.side import HEADER, conversation_key
@@ -101,7 +101,7 @@ class DataPlane:
             turn=turn,
         )
         with meters.running():
-            await self._answer(exchange, receive, send)
+            await self._answer(exchange, receive, send, push_of(scope))
 
     def _for_engine(
         self, body: dict[str, Any], route: Route, endpoint: Endpoint, tenant: str | None
@@ -144,8 +144,10 @@ class DataPlane:
         )
         await self._answer(exchange, receive, send)
 
-    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
-        relay = Relay(exchange, send)
+    async def _answer(
+        self, exchange: Exchange, receive: Receive, send: Send, push: Push | None = None
+    ) -> None:
+        relay = Relay(exchange, send, push)
         courier = Courier(
             self._source.engines, self._source.metrics, self._books.meter, self._session, exchange, relay
         )
@@ -202,9 +204,9 @@ def conversation_header(scope: Scope) -> str | None:
 
 async def _let_go(reply: Reply, *, whole: bool) -> None:
     """Give the connection back if the answer is at its end, else close it, which aborts the engine's work."""
-    if whole and not reply.content.at_eof():
+    if whole and not reply.at_eof():
         with contextlib.suppress(*BROKEN):
             async with asyncio.timeout(LAST_BYTES_SECONDS):
-                await reply.content.readany()
-    if not reply.content.at_eof():
+                await reply.readany()
+    if not reply.at_eof():
         reply.close()

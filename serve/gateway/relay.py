@@ -9,7 +9,7 @@ import aiohttp
 import orjson
 
 from serve.errors import EngineFailed, EngineUnavailable
-from serve.gateway.asgi import Send, send_json
+from serve.gateway.asgi import Push, Send, send_json
 from serve.gateway.auth import ANYBODY, Caller
 from serve.gateway.books import Tally
 from serve.gateway.call import note_first_token, note_usage
@@ -72,13 +72,18 @@ class Relay:
     """Relays the answer of one exchange.
 
     A streamed response starts with the first event, so that an engine that fails before it yields a plain
-    HTTP error. A stream that breaks off later ends with an error event and never with ``[DONE]``.
+    HTTP error. A stream that breaks off later ends with an error event and never with ``[DONE]``. Where the server can
+    write at once (``push``), the events after the first go from connection to connection without waking a task.
     """
 
-    def __init__(self, exchange: Exchange, send: Send) -> None:
+    def __init__(self, exchange: Exchange, send: Send, push: Push | None = None) -> None:
         self.tally = Tally()
         self._exchange = exchange
         self._send = send
+        self._push = push
+        kind = ResponsesFilter if exchange.endpoint is RESPONSES else EventFilter
+        self._events = kind(exchange.route, keep_usage=exchange.keep_usage)
+        self._left = b""
         self._streaming = False
         self._complete = False
         self._last_token = 0.0
@@ -140,21 +145,20 @@ class Relay:
         await send_json(self._send, route.rename(text), 200, route.headers)
 
     async def _stream(self, reply: Reply) -> None:
-        kind = ResponsesFilter if self._exchange.endpoint is RESPONSES else EventFilter
-        events = kind(self._exchange.route, keep_usage=self._exchange.keep_usage)
+        events = self._events
         try:
             while not events.done:
-                chunk = await reply.content.readany()
-                if not chunk:
+                if self._streaming and self._push is not None:
+                    ended = not await reply.pour(self._pass)
+                else:
+                    part = await reply.readany()
+                    self._left, ended = self._filter(part), not part
+                if ended:
                     raise RelayFailed.unreachable(
                         EOFError("the stream ended before its last event"), self._exchange
                     )
-                seen = events.tokens
-                out = events.feed(chunk)
-                if events.tokens != seen:
-                    self._time_tokens(events.tokens - seen)
-                if out:
-                    await self._write(out, more=not events.done)
+                if self._left:
+                    await self._write(self._left, more=not events.done)
                 if events.error is not None:
                     raise RelayFailed(self._event_failure(events.error))
         finally:
@@ -163,6 +167,26 @@ class Relay:
             else:
                 self.tally.see(events.tokens)
             self._count()
+
+    def _filter(self, part: bytes) -> bytes:
+        """What the client may have of a part of the engine's stream; its tokens are timed."""
+        events = self._events
+        seen = events.tokens
+        out = events.feed(part)
+        if events.tokens != seen:
+            self._time_tokens(events.tokens - seen)
+        return out
+
+    def _pass(self, part: bytes) -> bool:
+        """Write what the client may have of a part, in the moment in which it comes.
+
+        False: something is left to be written or told, as the stream ends or the client reads too slowly.
+        """
+        events, push = self._events, self._push
+        self._left = out = self._filter(part)
+        if events.done or events.error is not None:
+            return False
+        return not out or (push is not None and push(out))
 
     def _event_failure(self, event: bytes) -> Failure:
         name = self._exchange.route.public_name

@@ -110,6 +110,10 @@ class Route:
         return re.compile(rb'"model"\s*:\s*"%b"' % re.escape(self.engine_name).encode())
 
     @cached_property
+    def _engine_field(self) -> bytes:
+        return b'"model":"%b"' % self.engine_name.encode()
+
+    @cached_property
     def _model_field(self) -> bytes:
         return b'"model":"%b"' % self.public_name.encode()
 
@@ -120,6 +124,8 @@ class Route:
         """
         if self._pattern is None:
             return text
+        if self._engine_field in text:  # as vLLM writes it
+            return text.replace(self._engine_field, self._model_field, 1)
         return self._pattern.sub(lambda _: self._model_field, text, count=1)
 
 
