@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,9 @@ DRAIN_SECONDS = 30
 KEEP_ALIVE_SECONDS = 75
 NEW_OBJECTS = 10_000
 """After how many new objects the youngest are searched for cycles; Python's own 700 is for small programs."""
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread that writes logs or reads the registry may keep the event loop from going on; Python's own is 5 ms."""
 
 
 class GatewayServer(uvicorn.Server):
@@ -131,6 +135,7 @@ def serve(settings: Settings) -> None:
         app = Gateway(source, rules, tracer, books, counters, management)
         server = GatewayServer(app, sock, settings.state / "gateway.json")
         spare_what_stays()
+        sys.setswitchinterval(SWITCH_SECONDS)
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

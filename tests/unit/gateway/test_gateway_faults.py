@@ -119,6 +119,19 @@ async def test_a_client_that_hangs_up_ends_the_engines_work(bench: Bench, stream
     assert samples['tenon_requests_total{adapter="support",outcome="disconnected",version="support@v1"}'] == 8
 
 
+async def test_a_client_that_reads_slowly_gets_all_of_a_long_stream(bench: Bench) -> None:
+    await bench.deploy()
+    words = 30_000
+    body = {"model": "support", "stream": True, "messages": [{"role": "user", "content": "word " * words}]}
+    async with bench.http.post("/v1/chat/completions", json=body) as reply:
+        assert await reply.content.readline()
+        await asyncio.sleep(0.5)
+        text = await reply.text()
+    assert text.count('"content":"') >= words
+    assert text.endswith("data: [DONE]\n\n")
+    assert '"model":"support@v1-' not in text
+
+
 async def test_the_client_library_closing_a_stream_ends_the_engines_work(bench: Bench) -> None:
     bench.engine.seconds_per_token = 0.1
     stream = await bench.client.completions.create(model="base", prompt="x " * 200, stream=True)

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from gateway_harness import until
 
-from serve.gateway.asgi import ClientGone, HangUp, Message, Receive, Scope, Send, read_body
+from serve.gateway.asgi import ClientGone, HangUp, Message, Receive, Scope, Send, push_of, read_body
 from serve.gateway.protocol import GuardedProtocol
 from serve.net import listen
 
@@ -174,3 +174,50 @@ async def test_pipelined_requests_are_answered_in_order_and_their_hang_up_is_hea
         await asyncio.sleep(0.05)
         writer.transport.abort()
         await until(lambda: ends == ["/2"], 5)
+
+
+async def test_parts_can_be_pushed_between_head_and_end_until_the_client_reads_too_slowly() -> None:
+    part, told = b"x" * 65536, list[Any]()
+    read = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        push = push_of(scope)
+        assert push is not None
+        told.append(push(b"too early"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        count = 0
+        while push(part):
+            count += 1
+        told.append(count)
+        read.set()
+        await send(
+            {"type": "http.response.body", "body": b"sent", "more_body": True}
+        )  # when the client reads again
+        told.append(push(b"pushed"))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        told.append(push(b"too late"))
+
+    async with serving(app) as (reader, writer):
+        writer.write(GET)
+        await asyncio.wait_for(read.wait(), 10)
+        await reader.readuntil(b"\r\n\r\n")
+        got = b""
+        while size := int((await reader.readline()), 16):
+            got += (await reader.readexactly(size + 2))[:-2]
+    early, count, later, late = told
+    assert (early, later, late) == (False, True, False)
+    assert 0 < count < 1000
+    assert got == part * count + b"sent" + b"pushed"
+
+
+async def test_a_body_of_a_known_length_is_not_pushed() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        push = push_of(scope)
+        assert push is not None
+        await send(HEAD)
+        assert not push(b"body")
+        await send(BODY)
+
+    async with serving(app) as (reader, writer):
+        writer.write(GET)
+        assert (await reader.readuntil(b"body")).count(b"body") == 1

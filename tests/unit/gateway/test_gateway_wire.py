@@ -295,3 +295,64 @@ async def test_a_password_in_the_url_becomes_a_header() -> None:
     async with asking(sends(OK)) as (engine, url, wires):
         await (await wires.get(url.with_user("u").with_password("p"), headers={})).read()
         assert b"\r\nauthorization: Basic dTpw\r\n" in engine.seen[0][1]
+
+
+PARTS = [b"1\r\n%b\r\n" % letter for letter in (b"a", b"b", b"c", b"d")]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+async def test_a_body_is_poured_until_the_sink_has_enough(stop: int) -> None:
+    async with asking(sends(CHUNKED, *PARTS, b"0\r\n\r\n")) as (_, url, wires):
+        reply = await wires.get(url, headers={})
+        got: list[bytes] = []
+
+        def sink(part: bytes) -> bool:
+            got.append(part)
+            return len(b"".join(got)) < stop
+
+        assert await reply.pour(sink)
+        poured = b"".join(got)
+        assert len(poured) >= stop
+        assert poured + await reply.read() == b"abcd"
+        assert not await reply.pour(sink)  # nothing is left
+
+
+async def test_a_body_is_poured_to_its_end() -> None:
+    async with asking(sends(CHUNKED, *PARTS, b"0\r\n\r\n")) as (engine, url, wires):
+        for _ in range(2):
+            reply, got = await wires.get(url, headers={}), list[bytes]()
+            assert not await reply.pour(lambda part, got=got: got.append(part) is None)  # type: ignore[misc]
+            assert b"".join(got) == b"abcd"
+            assert reply.at_eof()
+        assert engine.count == 1
+
+
+async def test_a_break_while_pouring_is_an_error() -> None:
+    async with asking(sends(CHUNKED, *PARTS, close=True)) as (_, url, wires):
+        reply, got = await wires.get(url, headers={}), list[bytes]()
+        with pytest.raises(aiohttp.ClientError):
+            await reply.pour(lambda part: got.append(part) is None)
+        assert b"".join(got) == b"abcd"
+
+
+async def test_a_sink_that_cannot_read_a_part_ends_the_connection() -> None:
+    def sink(part: bytes) -> bool:
+        raise ValueError(part)
+
+    async with asking(sends(CHUNKED, PARTS[0], PARTS[1], pause=0.05)) as (engine, url, wires):
+        reply = await wires.get(url, headers={})
+        assert await reply.readany() == b"a"
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await reply.pour(sink)
+        await until(lambda: engine.ended == [0])
+
+
+async def test_who_is_cancelled_while_pouring_ends_nothing_but_that() -> None:
+    async with asking(sends(CHUNKED, *PARTS, b"0\r\n\r\n", pause=0.05)) as (_, url, wires):
+        reply = await wires.get(url, headers={})
+        task = asyncio.create_task(reply.pour(lambda _: True))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert b"abcd".endswith(await reply.read())
