@@ -41,7 +41,7 @@ NEW_OBJECTS = 10_000
 """After how many new objects the youngest are searched for cycles; Python's own 700 is for small programs."""
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread that writes logs or reads the registry may keep the event loop from going on; Python's own is 5 ms."""
+"""How long a thread, as the one that writes logs, may keep the event loop from going on; Python's own is 5 ms."""
 
 
 class GatewayServer(uvicorn.Server):
