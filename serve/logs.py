@@ -122,6 +122,9 @@ class Writer(QueueListener):
 @contextmanager
 def logging_to(stream: BinaryIO, form: Format, level: str) -> Iterator[None]:
     """Send everything that is logged while the block runs to ``stream``; all of it is written at the end."""
+    # What no line of ours tells: looking it up is most of what a record costs.
+    for name in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
+        setattr(logging, name, False)
     queue: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
     handler, lines = Queued(queue), Lines(stream)
     lines.setFormatter(JsonLines() if form == "json" else TextLines())

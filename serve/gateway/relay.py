@@ -32,7 +32,7 @@ STREAM_HEADERS = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that makes it five times as costly, and each request has one
 class Exchange:
     """One request on its way: what is sent (None: nothing, it is a GET), to what route, what must come back.
 

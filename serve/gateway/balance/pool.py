@@ -208,7 +208,7 @@ class EnginePool:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wish:
     """What a request wants of a pool; see :meth:`EnginePool.choose`."""
 

@@ -1,9 +1,14 @@
 """What ``/metrics`` says after real requests, and what it forgets."""
 
+import re
+
 from gateway_harness import MESSAGES, Bench
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from serve.engine.fake import Fault
-from serve.gateway.metrics import MAX_ADAPTERS, Metrics
+from serve.gateway.metrics import INTER_TOKEN_BUCKETS, MAX_ADAPTERS, Metrics, TokenHistogram
 
 V1 = 'adapter="support",version="support@v1"'
 
@@ -97,3 +102,15 @@ def test_too_many_adapters_are_folded() -> None:
     assert "one-more" not in text
     assert "tenon_adapters_folded 1.0" in text
     assert "tenon_engine_up 0.0" in text
+
+
+@given(st.lists(st.floats(0, 10) | st.sampled_from(INTER_TOKEN_BUCKETS), max_size=30))
+def test_the_histogram_of_tokens_counts_as_the_librarys(values: list[float]) -> None:
+    texts = []
+    for kind in (Histogram, TokenHistogram):
+        registry = CollectorRegistry()
+        series = kind("x", "y", ("adapter",), buckets=INTER_TOKEN_BUCKETS, registry=registry).labels("a")
+        for value in values:
+            series.observe(value)
+        texts.append(re.sub(rb".*_created.*", b"", generate_latest(registry)))
+    assert texts[0] == texts[1]
