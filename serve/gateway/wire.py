@@ -62,11 +62,11 @@ class Reply:
         return b"".join([*got, self._take()])
 
     async def pour(self, sink: Callable[[bytes], bool]) -> bool:
-        """Give what has come, and then each part in the moment in which it comes, to ``sink``.
+        """Give what has come, and then all that comes in the moment in which it comes, to ``sink``.
 
         It goes on until ``sink`` returns False, which makes this True, or until the end, which makes it False. No task
-        runs in between, which is most of what a small part costs. Raises aiohttp's errors; one of ``sink`` is taken for
-        the engine's, whose answer it could not read.
+        runs in between, which is most of what a small part costs. Raises aiohttp's errors; a ValueError of ``sink`` is
+        the engine's fault, whose answer it could not read.
         """
         while self._parts:
             if not sink(self._take()):
@@ -99,18 +99,21 @@ class Reply:
 
     def feed(self, part: bytes, most: int) -> bool:
         """Take a part of the body; whether more than ``most`` bytes wait to be read."""
-        if self._sink is not None:
-            if not self._sink(part):
-                self._sink = None
-                self._wake()
-            return False
         self._parts.append(part)
         self._size += len(part)
-        self._wake()
+        if self._sink is None:
+            self._wake()
         return self._size > most
+
+    def pass_on(self) -> None:
+        """Give what has come to the sink, if there is one."""
+        if self._sink is not None and self._parts and not self._sink(self._take()):
+            self._sink = None
+            self._wake()
 
     def finish(self, error: BaseException | None = None) -> None:
         """Note that nothing more will come, as the answer is complete or for an error."""
+        self.pass_on()
         self._wire = None
         if error is None:
             self._complete = True
@@ -215,13 +218,15 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Read on."""
         self._heard = self._loop.time()
-        if self._reply is None:
+        reply = self._reply
+        if reply is None:
             self._transport.close()  # nobody asked
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._break(aiohttp.ClientPayloadError(f"the engine does not speak HTTP: {error}"))
+            reply.pass_on()
+        except (httptools.HttpParserError, ValueError) as error:
+            self._break(aiohttp.ClientPayloadError(f"the engine's answer cannot be read: {error}"))
             self._transport.abort()
 
     def on_message_begin(self) -> None:
