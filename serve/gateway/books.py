@@ -48,13 +48,11 @@ class Books:
         """Count a request that has ended with an outcome of the metrics; ``size`` is its body's, in bytes.
 
         Counted are requests that were answered in full or in part, and those whose client left. An answer that was
-        broken off lacks the engine's account: its prompt, which was computed, is then taken by its size.
+        broken off lacks the engine's account: its prompt, which was computed or about to be, is then taken by its size.
         """
         if outcome not in ANSWERED and not tally.completion_tokens:
             return Use()
-        prompt = tally.prompt_tokens
-        if not tally.known and tally.completion_tokens:
-            prompt = size // BYTES_PER_TOKEN
+        prompt = tally.prompt_tokens if tally.known else size // BYTES_PER_TOKEN
         version = route.public_name
         adapter = version.partition("@")[0]
         use = Use(1, prompt, tally.completion_tokens, seconds)

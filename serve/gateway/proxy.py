@@ -175,7 +175,8 @@ class DataPlane:
 
     def _account(self, exchange: Exchange, courier: Courier, tally: Tally, outcome: str) -> None:
         """Count what a request took; one that waited for an engine in vain took nothing."""
-        size, seconds = len(exchange.payload or b""), courier.engine_seconds
+        size = len(exchange.payload or b"") if exchange.endpoint.computes else 0
+        seconds = courier.engine_seconds
         if courier.engine:
             caller, key = exchange.caller, exchange.caller.key
             use = self._books.book(caller, exchange.route, tally, seconds, outcome, size)

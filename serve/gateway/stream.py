@@ -10,6 +10,10 @@ DONE = (b"data: [DONE]", b"data:[DONE]")
 ERROR = (b'data: {"error"', b'data:{"error"')
 
 
+MAX_EVENT = 16 * 2**20
+"""Longest event, in bytes; the last one of ``/v1/responses`` holds the whole answer."""
+TOO_LONG = b'data: {"error": {"type": "EventTooLong", "code": 502}}'
+
 ENDS = (b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
 """How the last event of ``/v1/responses`` begins; that endpoint knows no ``[DONE]``."""
 
@@ -22,28 +26,53 @@ class EventFilter:
     broke it off. After either nothing more is let through.
     """
 
-    __slots__ = ("_buffer", "_keep_usage", "_route", "done", "error", "tokens", "usage")
+    __slots__ = ("_edge", "_held", "_keep_usage", "_route", "_size", "done", "error", "tokens", "usage")
 
     def __init__(self, route: Route, *, keep_usage: bool) -> None:
         self._route = route
         self._keep_usage = keep_usage
-        self._buffer = b""
+        self._held: list[bytes] = []
+        self._edge = b""
+        self._size = 0
         self.tokens = 0
         self.usage: dict[str, Any] | None = None
         self.done = False
         self.error: bytes | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take what the engine sent; return the complete events that the client may have, perhaps none."""
-        buffer = self._buffer + chunk if self._buffer else chunk
-        if b"\r" in buffer:  # inside JSON it is escaped, so it can only end a line
-            buffer = buffer.replace(b"\r\n", b"\n")
-        *events, self._buffer = buffer.split(b"\n\n")
+        """Take what the engine sent; return the complete events that the client may have, perhaps none.
+
+        What begins an event is only looked at again once its end has come; an engine may not go on for ever.
+        """
+        if self._held:
+            new = self._edge + chunk
+            if b"\n\n" not in new and b"\n\r\n" not in new:
+                return self._hold(chunk)
+            chunk = b"".join([*self._held, chunk])
+            self._held, self._edge, self._size = [], b"", 0
+        if b"\r" in chunk:  # inside JSON it is escaped, so it can only end a line
+            chunk = chunk.replace(b"\r\n", b"\n")
+        *events, rest = chunk.split(b"\n\n")
+        if rest:
+            self._hold(rest)
+        if len(events) == 1:
+            out = self._pass(events[0])
+            return out + b"\n\n" if out else b""
         written = [out for event in events if (out := self._pass(event))]
         if not written:
             return b""
         written.append(b"")
         return b"\n\n".join(written)
+
+    def _hold(self, part: bytes) -> bytes:
+        """Keep a part of an event until the rest comes; nothing is let through meanwhile."""
+        self._size += len(part)
+        if self._size > MAX_EVENT:
+            self._held, self.error = [], TOO_LONG
+        else:
+            self._held.append(part)
+            self._edge = (self._edge + part)[-2:]
+        return b""
 
     def _pass(self, event: bytes) -> bytes:
         if self.done or self.error is not None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serve.gateway.metrics import Metrics
 from serve.gateway.routes import Route
-from serve.gateway.stream import EventFilter
+from serve.gateway.stream import MAX_EVENT, TOO_LONG, EventFilter
 
 ENGINE_NAME = "support@v1-0123abcd"
 ROUTE = Route("support@v1", ENGINE_NAME, Metrics(lambda: True).other)
@@ -70,3 +70,26 @@ def test_comments_pass_and_spaced_json_is_renamed() -> None:
     assert b'"model":"support@v1"' in events.feed(
         b'data: {"model": "support@v1-0123abcd", "choices": [{}]}\n\n'
     )
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\n\r\n"])
+def test_an_event_may_come_byte_by_byte(end: bytes) -> None:
+    events = EventFilter(ROUTE, keep_usage=True)
+    text = token("a").removesuffix(b"\n\n") + end
+    outs = [events.feed(text[at : at + 1]) for at in range(len(text))]
+    assert outs[:-1] == [b""] * (len(text) - 1)
+    assert outs[-1].endswith(b"\n\n")
+
+
+def test_an_event_without_an_end_is_given_up() -> None:
+    """In time that grows with its length, and not with the square of it."""
+    events = EventFilter(ROUTE, keep_usage=True)
+    assert events.feed(token("a")) != b""
+    part = b"x" * 4096
+    for _ in range(MAX_EVENT // len(part)):
+        assert events.feed(part) == b""
+        assert events.error is None
+    assert events.feed(part) == b""
+    assert events.error == TOO_LONG
+    assert not events.done
+    assert sum(map(len, events._held)) == 0

@@ -116,7 +116,8 @@ async def test_streams_that_break_and_clients_that_leave_are_counted(bench: Benc
             await ask(bench, secret)
     await until(lambda: counted(bench)[1, "support@v1"].requests == 3)
     after = counted(bench)[1, "support@v1"]
-    assert (after.prompt_tokens, after.completion_tokens) == (before.prompt_tokens, before.completion_tokens)
+    assert after.completion_tokens == before.completion_tokens
+    assert after.prompt_tokens > before.prompt_tokens  # the engine was reading it
     assert after.engine_seconds > before.engine_seconds + 0.1
 
 
