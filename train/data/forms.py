@@ -207,7 +207,8 @@ def _example(record: Record, layout: Layout, cleaner: Cleaner) -> Example:
     values |= {name: record.fields.get(column) for name, column in layout.columns.items()}
     if all(value is None or value == "" for value in values.values()):
         raise Unusable(EMPTY_TEXT)
-    tools = chat.tools(values.get("tools"), record.fields.get("functions"), cleaner)
+    functions = record.fields.get("functions") if "tools" in values else None
+    tools = chat.tools(values.get("tools"), functions, cleaner)
     prompt, completion = form.draft(values, cleaner)
     example = Example(record.number, prompt, completion, tools)
     if example.chars > cleaner.max_chars:

@@ -1,6 +1,6 @@
 """Files become tables: records of named fields, each with its line or row number.
 
-``datasets`` reads parquet only. Its CSV reader takes the texts "NA" and "null" for missing, turns a column of
+Parquet is in a module of its own, with ``datasets`` for the names of labels. Its CSV reader takes the texts "NA" and "null" for missing, turns a column of
 integers with one gap into floats, fails on integers over 64 bits; its JSON reader fails where a field is a
 string in one row and a number in another; both forget line numbers. These we read with the standard library.
 """
@@ -254,24 +254,12 @@ def _csv_lines(
 
 
 def _read_parquet(name: str, raw: bytes) -> Table:
-    import pyarrow  # type: ignore[import-untyped]
-    from datasets import ClassLabel, Dataset
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    # Imported here, as pyarrow and datasets take a while and most files are text.
+    from train.data.parquet import Columns
 
-    try:
-        # Dataset.from_parquet would copy the file into a cache and take brackets in its name for a pattern.
-        data = Dataset(ParquetFile(pyarrow.BufferReader(raw)).read())
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name} is no parquet file: {error}", "write it anew or give another") from error
-    names = {column: kind.names for column, kind in data.features.items() if isinstance(kind, ClassLabel)}
-    rows = data.data.to_pylist()
-    for row in rows:
-        for column, labels in names.items():
-            index = row[column]
-            row[column] = labels[index] if index is not None and 0 <= index < len(labels) else None
-    return Table(
-        name, "row", tuple(data.column_names), [Record(number, row) for number, row in enumerate(rows, 1)]
-    )
+    columns = Columns.read(name, raw)
+    records = [Record(number, columns.row(number - 1)) for number in range(1, columns.rows + 1)]
+    return Table(name, "row", columns.names, records)
 
 
 _READERS: dict[str, Callable[[str, bytes], Table]] = {
