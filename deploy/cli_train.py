@@ -1,5 +1,6 @@
 """``tenon train``, ``eval``, ``deploy`` and ``run``."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -187,13 +188,14 @@ def run(
 
 
 def given(*, base: str | None, name: str | None, data: str | None, test: str | None) -> list[str]:
-    """Overrides of the recipe for the options that were given; a value is quoted as YAML would."""
+    """Overrides of the recipe for the options that were given, also for empty ones; a value is quoted as in YAML."""
     keys = {"base": base, "name": name, "data.train": data, "data.test": test}
-    return [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+    quoted = {
+        key: yaml.safe_dump(value, default_style='"', width=math.inf)
         for key, value in keys.items()
-        if value
-    ]
+        if value is not None
+    }
+    return [f"{key}={value.strip()}" for key, value in quoted.items()]
 
 
 def show_judgement(judgement: "Judgement") -> None:

@@ -13,6 +13,7 @@ from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, wanted
 from deploy.status import Status, processes
 from serve.config import Settings
+from serve.errors import DataError
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
 from train.data.prepare import Prepared, describe
@@ -57,14 +58,24 @@ class Outcome:
         }
 
 
-def train_and_register(settings: Settings, recipe: Recipe, registry: Registry) -> Version:
-    """Data, plan, training and registration, a line each; returns the new version."""
+def train_and_register(
+    settings: Settings, recipe: Recipe, registry: Registry, *, to_prove: bool = False
+) -> Version:
+    """Data, plan, training and registration, a line each; returns the new version.
+
+    With ``to_prove``, raises :class:`DataError` before training where no question is held out.
+    """
     with step("data") as current:
         base = identify_base(recipe.base)
         prepared = prepare_in(settings.home, recipe.data)
         current.result = " · ".join(f"{count:,} {split}" for split, count in prepared.counts.items())
     for text in describe(prepared):
         note(text)
+    if to_prove and not prepared.counts["test"]:
+        raise DataError(
+            "the test split has no rows, so nothing could prove the adapter better than its base",
+            "give held-out questions with --test (make: TEST=…), or set data.test_fraction above 0 and add rows",
+        )
     with step("plan") as current:
         plan = make_plan(recipe, prepared, base, max_rank=settings.max_lora_rank)
         current.result = (
@@ -132,7 +143,7 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
     check_before(settings)
     with Registry.of(settings) as registry:
         keys = registry.keys_used()
-        version = train_and_register(settings, recipe, registry)
+        version = train_and_register(settings, recipe, registry, to_prove=True)
         was_down = processes(settings.home).down
         try:
             with step("serve") as current:

@@ -49,7 +49,9 @@ class Columns:
                 return cls(name, table, _features(table.schema.metadata or {}))
         except _UNREADABLE as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"{name} is no parquet file: {reason}", "write it anew or give another") from error
+            raise DataError(
+                f"{name} is no parquet file: {reason}", "write it anew or give another"
+            ) from error
         raise DataError(f"{name} has two columns named {some(twice)}", "rename one of them")
 
     def column(self, name: str) -> list[Any]:

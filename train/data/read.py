@@ -8,6 +8,7 @@ string in one row and a number in another; both forget line numbers. These we re
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ _MEMORY_PER_BYTE = 30
 # Training and serving need the rest.
 _MEMORY_SHARE = 1 / 3
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# Excel's own first line of a CSV file; it is no row.
+_SEPARATOR_LINE = re.compile(r'"?sep=(?P<separator>[^\r\n"])"?[,;\t]*(\r\n|\r|\n)', re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,10 @@ def _parse(name: str, text: str, line: int) -> Any:
         return json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise DataError(f"{name}: invalid JSON in {where}: {error.msg}", "correct that line") from error
+        hint = "correct that line"
+        if error.msg == "Extra data":
+            hint = "put the objects into one list, [ … , … ], or each on one line (jq -c . FILE > FILE.jsonl)"
+        raise DataError(f"{name}: invalid JSON in {where}: {error.msg}", hint) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"{name}: JSON in line {line} cannot be read: {error}", "correct that line") from None
 
@@ -194,7 +200,10 @@ def _kind(value: object) -> str:
 
 def _read_csv(name: str, raw: bytes) -> Table:
     text = _decode(name, raw)
-    header = text.lstrip("\r\n").partition("\n")[0]
+    if said := _SEPARATOR_LINE.match(text):
+        # A blank line in its place keeps the line numbers.
+        return _read_delimited(name, "\n" + text[said.end() :], said["separator"])
+    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     # Spreadsheets of many countries write semicolons, as the comma is their decimal point.
     delimiter = "," if "," in header else ";" if ";" in header else "\t" if "\t" in header else ","
     return _read_delimited(name, text, delimiter)

@@ -43,6 +43,28 @@ def test_csv_with_semicolons_and_an_index_column(tmp_path: Path) -> None:
     assert rows(path) == [(2, {"text": "hello, you", "label": "greet"})]
 
 
+def test_csv_with_carriage_returns_alone_tells_its_separator_by_the_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text;label\rhello, you;greet\r")
+    assert [fields for _, fields in rows(path)] == [{"text": "hello, you", "label": "greet"}]
+
+
+@pytest.mark.parametrize("said", ["sep=;", "\ufeffSEP=;", '"sep=;"'])
+def test_csv_with_the_first_line_that_excel_writes(tmp_path: Path, said: str) -> None:
+    path = write(tmp_path / "a.csv", f"{said}\r\ntext;label\r\nhello, you;greet\r\n")
+    assert rows(path) == [(3, {"text": "hello, you", "label": "greet"})]
+
+
+def test_csv_with_a_separator_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sep=|\ntext|label\na;b, c|greet\n")
+    assert rows(path) == [(3, {"text": "a;b, c", "label": "greet"})]
+
+
+def test_json_objects_one_after_another_have_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Extra data") as caught:
+        read(write(tmp_path / "a.json", '{\n "a": 1\n}\n{\n "a": 2\n}\n'))
+    assert "jq -c" in caught.value.hint
+
+
 def test_csv_marks_a_row_with_too_many_fields(tmp_path: Path) -> None:
     first, second = read(write(tmp_path / "a.csv", "text,label\na,b,c\nd\n")).records
     assert first.problem == TOO_MANY_FIELDS

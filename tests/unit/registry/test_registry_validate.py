@@ -93,6 +93,8 @@ def test_an_adapter_of_zeros_is_recorded_as_such(tmp_path: Path, base: BaseIdent
         ({"r": 10**6}, "rank 1000000"),
         ({"lora_alpha": 0}, "lora_alpha"),
         ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, "alpha_pattern"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
         ({"rank_pattern": {"q_proj": 128}}, "rank 128"),
         ({"rank_pattern": {"(a+)+": 4}}, "pattern"),
