@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 from typing import Any
 
 from deploy import stack
@@ -17,6 +18,7 @@ from serve.errors import DataError
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
 from train.data.prepare import Prepared, describe
+from train.data.spec import SPLITS
 from train.launch import TrainResult, run_training
 from train.plan import make_plan
 from train.recipe import Recipe
@@ -36,12 +38,12 @@ class Outcome:
     """Whether the gateway asks for API keys."""
 
     @property
-    def sample(self) -> list[dict[str, str]]:
-        """The messages of one held-out question."""
-        return [
-            message.model_dump(exclude_none=True)
-            for message in self.judgement.evaluation.questions[0].messages
-        ]
+    def sample(self) -> dict[str, Any]:
+        """One held-out question as fields of a chat request; tools are offered as in the evaluation."""
+        question = self.judgement.evaluation.questions[0]
+        messages = [message.to_openai() for message in question.messages]
+        tools = {"tools": list(question.tools), "tool_choice": "none"} if question.tools else {}
+        return {"messages": messages, **tools}
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome for a script to read."""
@@ -120,7 +122,7 @@ def register(
     """Make the trained adapter an immutable version that knows where it came from."""
     lineage = Lineage(
         run=result.run_dir.name,
-        recipe=recipe.model_dump(mode="json"),
+        recipe=wherever_run(recipe).model_dump(mode="json"),
         data_fingerprint=prepared.fingerprint,
         code_version=distribution_version("tenon-llm"),
         source="run",
@@ -130,6 +132,17 @@ def register(
     return registry.register(
         result.adapter_dir, recipe.name, base, max_rank=settings.max_lora_rank, lineage=lineage
     )
+
+
+def wherever_run(recipe: Recipe) -> Recipe:
+    """The recipe with data files named so that they are found from any folder."""
+    files = {name: getattr(recipe.data, name) for name in SPLITS}
+    paths: dict[str, Any] = {
+        name: str(Path(file).expanduser().absolute())
+        for name, file in files.items()
+        if file is not None and Path(file).expanduser().is_file()
+    }
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)})
 
 
 def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:

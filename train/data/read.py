@@ -1,7 +1,7 @@
 """Files become tables: records of named fields, each with its line or row number.
 
-Parquet is in a module of its own, with ``datasets`` for the names of labels. Its CSV reader takes the texts "NA" and "null" for missing, turns a column of
-integers with one gap into floats, fails on integers over 64 bits; its JSON reader fails where a field is a
+Parquet is in a module of its own. The CSV reader of ``datasets`` takes the texts "NA" and "null" for missing, turns a
+column of integers with one gap into floats, fails on integers over 64 bits; its JSON reader fails where a field is a
 string in one row and a number in another; both forget line numbers. These we read with the standard library.
 """
 

@@ -7,6 +7,8 @@ from pydantic import Field, StringConstraints, model_validator
 from train.section import Section
 
 FormName = Literal["chat", "prompt_completion", "question_answer", "instruction", "labelled"]
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 FieldName = Literal[
     "messages",
     "tools",

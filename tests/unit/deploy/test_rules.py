@@ -95,20 +95,34 @@ def test_stack_file_that_cannot_be_read_says_what_to_do(tmp_path: Path, content:
 
 def test_snippets_survive_quotes_and_newlines() -> None:
     messages = [{"role": "user", "content": 'it\'s "broken"\n$HOME `x` é'}]
-    words = shlex.split(curl_snippet("http://127.0.0.1:1", "a", messages))
+    words = shlex.split(curl_snippet("http://127.0.0.1:1", "a", {"messages": messages}))
     assert json.loads(words[-1])["messages"] == messages
-    code = python_snippet("http://127.0.0.1:1", "a", messages)
+    code = python_snippet("http://127.0.0.1:1", "a", {"messages": messages})
     assert len(code.splitlines()) == 5
     compile(code, "snippet", "exec")
 
 
+def test_snippets_of_a_question_with_tools_are_python_and_json() -> None:
+    sample = {
+        "messages": [{"role": "user", "content": "x"}],
+        "tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": None}}],
+    }
+    body = json.loads(shlex.split(curl_snippet("http://127.0.0.1:1", "a", sample))[-1])
+    assert body == {"model": "a", **sample, "temperature": 0}
+    lines = python_snippet("http://127.0.0.1:1", "a", sample).splitlines()
+    said: dict[str, Any] = {}
+    exec("\n".join(lines[2:4]), said)
+    assert {name: said[name] for name in sample} == sample
+    assert "messages=messages, tools=tools" in lines[4]
+
+
 def test_snippets_read_the_key_from_the_environment_where_one_is_needed() -> None:
     messages = [{"role": "user", "content": "x"}]
-    assert "Bearer" not in curl_snippet("http://127.0.0.1:1", "a", messages)
+    assert "Bearer" not in curl_snippet("http://127.0.0.1:1", "a", {"messages": messages})
     assert "Bearer $OPENAI_API_KEY" in shlex.split(
-        curl_snippet("http://127.0.0.1:1", "a", messages, keys=True)
+        curl_snippet("http://127.0.0.1:1", "a", {"messages": messages}, keys=True)
     )[5].replace("authorization: ", "")
-    code = python_snippet("http://127.0.0.1:1", "a", messages, keys=True)
+    code = python_snippet("http://127.0.0.1:1", "a", {"messages": messages}, keys=True)
     assert "api_key" not in code
     compile(code, "snippet", "exec")
 
