@@ -16,7 +16,10 @@ ARGS ?=
 
 BIN := .venv/bin
 TENON := $(BIN)/tenon
-STACK := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)')
+# A variable's value as it was typed, for the shell; and that as an option, where there is one.
+quoted = '$(subst ','\'',$(value $(1)))'
+option = $(if $(value $(1)),--$(2) $(call quoted,$(1)))
+STACK = $(call option,MODEL,model) $(call option,PORT,port)
 
 .PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults clean
 
@@ -28,8 +31,8 @@ setup: ## Make .venv and install what is needed (PYTHON=python3.12, DEVICE=cpu|g
 	@PYTHON='$(if $(filter-out python3,$(PYTHON)),$(PYTHON))' '$(PYTHON)' deploy/setup.py --device '$(DEVICE)'
 
 train-and-deploy: setup ## Train an adapter, prove that it beats the base, serve it
-	@$(TENON) run $(STACK) $(if $(DATA),--data '$(DATA)') $(if $(TEST),--test '$(TEST)') \
-		$(if $(NAME),--name '$(NAME)') $(if $(RECIPE),--recipe '$(RECIPE)') $(ARGS)
+	@$(TENON) run $(STACK) $(call option,DATA,data) $(call option,TEST,test) \
+		$(call option,NAME,name) $(call option,RECIPE,recipe) $(ARGS)
 
 up: setup ## Start the stack in the background
 	@$(TENON) up --detach $(STACK) $(ARGS)

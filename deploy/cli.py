@@ -2,13 +2,14 @@
 
 import signal
 import sys
+from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from deploy import cli_adapters, cli_keys, cli_stack, cli_train, cli_usage
+from deploy import cli_adapters, cli_keys, cli_stack, cli_train, cli_usage, crash
 from deploy.console import report_error
 from serve.errors import TenonError
 
@@ -19,7 +20,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Trains LoRA adapters, proves that they beat the base, and hot-loads them into a running vLLM server.",
-    epilog="Exit codes: 0 done · 1 unexpected · 2 wrong input · 3 refused by the gate · 4 in conflict with what runs · "
+    epilog="Examples: tenon run · tenon up --detach · tenon status · tenon adapters list\n\n"
+    "Exit codes: 0 done · 1 unexpected · 2 wrong input · 3 refused by the gate · 4 in conflict with what runs · "
     "5 something that must run does not · 6 training failed · 7 storage · 130 interrupted",
 )
 cli_stack.add_to(app)
@@ -29,15 +31,25 @@ app.add_typer(cli_keys.app, name="keys")
 cli_usage.add_to(app)
 
 
+def say_version(wanted: bool) -> None:
+    """Print the version and end, where that is ``wanted``."""
+    if wanted:
+        typer.echo(f"tenon {distribution_version('tenon-llm')}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     context: typer.Context,
     home: Annotated[
         Path | None, typer.Option(help="State folder (TENON_HOME).", show_default=".tenon")
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version and exit.", callback=say_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Take the options that stand before the command."""
-    context.obj = home
+    context.obj = crash.home = home
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,6 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     except TenonError as error:
         report_error(error)
         sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, a person gets one line
+        report_error(crash.report(error))
+        sys.exit(TenonError.exit_code)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

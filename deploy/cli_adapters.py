@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.cli_stack import Json, Model, registry_of, settings_of
-from deploy.console import console, for_scripts, note, print_json, state_text, step
+from deploy.console import console, note, print_json, state_text, step
 from deploy.weights import shares_of, targets_text
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
@@ -127,7 +127,6 @@ def add(
 
     Of the source only adapter_config.json and adapter_model.safetensors are read.
     """
-    for_scripts(as_json)
     settings = settings_of(context, model=model)
     where = parse_source(source)
     chosen = check_name(name if name is not None else where.name)

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from deploy import stack
-from deploy.console import console, note, print_json, state_text, step
+from deploy.console import console, for_scripts, note, print_json, state_text, step
 from deploy.controller import read_stack
 from deploy.status import Status, processes
 from deploy.status import status as status_of
@@ -20,7 +20,9 @@ Model = Annotated[
     typer.Option(help="Base model: built-in name, local folder or hub id.", show_default="tenon-tiny"),
 ]
 Port = Annotated[int | None, typer.Option(help="Port of the gateway.", show_default="8080")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON for a script to read.", callback=for_scripts, is_eager=True)
+]
 
 UNBOUND = {"home", "log_level", "max_adapter_mib", "adapter_timeout", "allow_private_sources"}
 """Settings that a running stack does not depend on."""
@@ -28,8 +30,10 @@ UNBOUND = {"home", "log_level", "max_adapter_mib", "adapter_timeout", "allow_pri
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command(epilog="Examples: tenon up --detach · tenon up --model ./Qwen3-0.6B --port 9000")(up)
-    app.command(epilog="Example: tenon down")(down)
+    app.command(
+        epilog="Examples: tenon up --detach · tenon up -d --json | jq -r .url · tenon up --model ./Qwen3-0.6B"
+    )(up)
+    app.command(epilog="Examples: tenon down · tenon down --json")(down)
     app.command(epilog="Examples: tenon status · tenon status --json | jq .healthy")(status)
 
 
@@ -79,6 +83,7 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it answers; it goes on in the background.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Start the engines, the gateway and the controller, or recover what died."""
     settings = settings_to_run(context, model=model, port=port, host=host, engine_url=engine_url)
@@ -87,6 +92,8 @@ def up(
         current.result = f"{now.base} at {now.url}/v1"
     if not asks_for_keys(settings):
         note("no keys: loopback only; with the first `tenon keys create NAME` the gateway asks for them")
+    if as_json:
+        print_json(now.to_dict())
     if detach:
         console.print("Stop it with `tenon down`.")
         return
@@ -110,12 +117,15 @@ def asks_for_keys(settings: Settings) -> bool:
         return registry.keys_used()
 
 
-def down(context: typer.Context) -> None:
+def down(context: typer.Context, as_json: Json = False) -> None:
     """Stop the gateway, the engines and the controller; registered adapters stay."""
     settings = Settings.read(home=context.obj)
     with step("down") as current:
         current.say("letting requests in flight finish")
-        current.result = ", ".join(stack.down(settings.home)) or "nothing ran"
+        ended = stack.down(settings.home)
+        current.result = ", ".join(ended) or "nothing ran"
+    if as_json:
+        print_json({"stopped": ended})
 
 
 def status(context: typer.Context, as_json: Json = False) -> None:

@@ -1,5 +1,6 @@
 """``tenon train``, ``eval``, ``deploy`` and ``run``."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +8,7 @@ import typer
 import yaml
 
 from deploy.cli_stack import Json, Model, Port, settings_of, settings_to_run
-from deploy.console import console, for_scripts, print_json, step
+from deploy.console import console, print_json, step
 from deploy.extras import need
 from deploy.sampling_options import policy_of
 from deploy.snippets import curl_snippet, python_snippet
@@ -58,7 +59,6 @@ def train(
     need("train")
     from deploy.pipeline import train_and_register
 
-    for_scripts(as_json)
     settings = settings_of(context)
     with Registry.of(settings) as registry:
         version = train_and_register(settings, Recipe.load(recipe, overrides or []), registry)
@@ -83,7 +83,6 @@ def evaluate(
     from deploy.questions import from_data, recorded
     from deploy.serving import wanted
 
-    for_scripts(as_json)
     settings = settings_of(context)
     with Registry.of(settings) as registry:
         found = registry.version(parse_version(version))
@@ -127,7 +126,6 @@ def deploy(
     """Move an alias to a version that was proven better, or split its conversations among several."""
     from deploy.serving import split_alias
 
-    for_scripts(as_json)
     settings = settings_of(context)
     policy = policy_of(
         settings, defaults=sampling, minimum=minimum, maximum=maximum, forced=forced, preset=preset
@@ -174,7 +172,6 @@ def run(
     need("train", "eval")
     from deploy.pipeline import run as run_pipeline
 
-    for_scripts(as_json)
     base = model if recipe is not None else settings_of(context, model=model).model
     chosen = Recipe.load(recipe, [*given(base=base, name=name, data=data, test=test), *(overrides or [])])
     settings = settings_to_run(context, model=chosen.base, port=port)
@@ -187,13 +184,14 @@ def run(
 
 
 def given(*, base: str | None, name: str | None, data: str | None, test: str | None) -> list[str]:
-    """Overrides of the recipe for the options that were given; a value is quoted as YAML would."""
+    """Overrides of the recipe for the options that were given, also for empty ones; a value is quoted as in YAML."""
     keys = {"base": base, "name": name, "data.train": data, "data.test": test}
-    return [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+    quoted = {
+        key: yaml.safe_dump(value, default_style='"', width=math.inf)
         for key, value in keys.items()
-        if value
-    ]
+        if value is not None
+    }
+    return [f"{key}={value.strip()}" for key, value in quoted.items()]
 
 
 def show_judgement(judgement: "Judgement") -> None:

@@ -103,7 +103,11 @@ def state_text(state: str) -> Text:
 
 
 def report_error(error: TenonError) -> None:
-    """Print an error: the cause in one line, the way out in the next."""
+    """Print an error: the cause in one line, the way out in the next; one line of JSON for a script."""
+    if console.stderr:
+        content = {"code": error.code, "message": error.message, "hint": error.hint}
+        typer.echo(orjson.dumps({"error": content}).decode(), err=True)
+        return
     errors.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
     if error.hint:
         errors.print(Text.assemble(("  → ", "bold"), error.hint), soft_wrap=True)
@@ -116,6 +120,7 @@ def print_json(content: Any) -> None:
     )
 
 
-def for_scripts(as_json: bool) -> None:
+def for_scripts(as_json: bool) -> bool:
     """With ``--json``, tell people what goes on through standard error, so that standard output is JSON alone."""
     console.stderr = as_json
+    return as_json

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 from typing import Any
 
 from deploy import stack
@@ -13,9 +14,11 @@ from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, wanted
 from deploy.status import Status, processes
 from serve.config import Settings
+from serve.errors import DataError
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
 from train.data.prepare import Prepared, describe
+from train.data.spec import SPLITS
 from train.launch import TrainResult, run_training
 from train.plan import make_plan
 from train.recipe import Recipe
@@ -35,12 +38,12 @@ class Outcome:
     """Whether the gateway asks for API keys."""
 
     @property
-    def sample(self) -> list[dict[str, str]]:
-        """The messages of one held-out question."""
-        return [
-            message.model_dump(exclude_none=True)
-            for message in self.judgement.evaluation.questions[0].messages
-        ]
+    def sample(self) -> dict[str, Any]:
+        """One held-out question as fields of a chat request; tools are offered as in the evaluation."""
+        question = self.judgement.evaluation.questions[0]
+        messages = [message.to_openai() for message in question.messages]
+        tools = {"tools": list(question.tools), "tool_choice": "none"} if question.tools else {}
+        return {"messages": messages, **tools}
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome for a script to read."""
@@ -57,14 +60,24 @@ class Outcome:
         }
 
 
-def train_and_register(settings: Settings, recipe: Recipe, registry: Registry) -> Version:
-    """Data, plan, training and registration, a line each; returns the new version."""
+def train_and_register(
+    settings: Settings, recipe: Recipe, registry: Registry, *, to_prove: bool = False
+) -> Version:
+    """Data, plan, training and registration, a line each; returns the new version.
+
+    With ``to_prove``, raises :class:`DataError` before training where no question is held out.
+    """
     with step("data") as current:
         base = identify_base(recipe.base)
         prepared = prepare_in(settings.home, recipe.data)
         current.result = " · ".join(f"{count:,} {split}" for split, count in prepared.counts.items())
     for text in describe(prepared):
         note(text)
+    if to_prove and not prepared.counts["test"]:
+        raise DataError(
+            "the test split has no rows, so nothing could prove the adapter better than its base",
+            "give held-out questions with --test (make: TEST=…), or set data.test_fraction above 0 and add rows",
+        )
     with step("plan") as current:
         plan = make_plan(recipe, prepared, base, max_rank=settings.max_lora_rank)
         current.result = (
@@ -109,7 +122,7 @@ def register(
     """Make the trained adapter an immutable version that knows where it came from."""
     lineage = Lineage(
         run=result.run_dir.name,
-        recipe=recipe.model_dump(mode="json"),
+        recipe=wherever_run(recipe).model_dump(mode="json"),
         data_fingerprint=prepared.fingerprint,
         code_version=distribution_version("tenon-llm"),
         source="run",
@@ -119,6 +132,17 @@ def register(
     return registry.register(
         result.adapter_dir, recipe.name, base, max_rank=settings.max_lora_rank, lineage=lineage
     )
+
+
+def wherever_run(recipe: Recipe) -> Recipe:
+    """The recipe with data files named so that they are found from any folder."""
+    files = {name: getattr(recipe.data, name) for name in SPLITS}
+    paths: dict[str, Any] = {
+        name: str(Path(file).expanduser().absolute())
+        for name, file in files.items()
+        if file is not None and Path(file).expanduser().is_file()
+    }
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)})
 
 
 def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
@@ -132,7 +156,7 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
     check_before(settings)
     with Registry.of(settings) as registry:
         keys = registry.keys_used()
-        version = train_and_register(settings, recipe, registry)
+        version = train_and_register(settings, recipe, registry, to_prove=True)
         was_down = processes(settings.home).down
         try:
             with step("serve") as current:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.errors import DataError
-from serve.records import read_json
 from serve.registry import Version
 from train.data.prepare import DataSpec, Prepared, prepare
+from train.data.questions import prepare_questions
+from train.data.rows import fingerprint_of
 
 
 class Questions(NamedTuple):
@@ -31,8 +32,7 @@ def recorded(version: Version) -> Questions:
                 f"{version.ref} has no held-out questions on record{gone}",
                 "give a file with questions with --data",
             )
-    about = read_json(paths[0].with_name("data.json"))
-    if about.get("fingerprint") != version.lineage.data_fingerprint:
+    if _fingerprint(paths[0].parent) != version.lineage.data_fingerprint:
         raise DataError(
             f"the questions in {paths[0].parent} are no longer those that were held out for {version.ref}",
             "train it again, or give a file with questions with --data",
@@ -43,8 +43,9 @@ def recorded(version: Version) -> Questions:
 def from_data(home: Path, version: Version, data: Path) -> Questions:
     """Questions from ``data``: a folder that was prepared before, or any file that can be trained on.
 
-    A file is read as the version's own test file would have been; for an adapter that was not trained here,
-    all of it are questions.
+    A file is read as the version's own test file would have been, from what was recorded beside that; the data that
+    the version was trained on is read again only where this is gone. For an adapter that was not trained here, all of
+    the file are questions.
     """
     if data.is_dir():
         if not (data / "test.jsonl").is_file() or not (data / "task.json").is_file():
@@ -58,9 +59,20 @@ def from_data(home: Path, version: Version, data: Path) -> Questions:
         prepared = prepare_in(home, spec)
         # Nothing is known of what it was trained on: these are the only questions that it can have.
         return Questions(prepared.file("train"), prepared.folder / "task.json", evidence=True)
+    beside = Path(version.lineage.files.get("task", "")).parent
+    if all((beside / name).is_file() for name in ("task.json", "data.json")):
+        folder = prepare_questions(data, beside, home)
+        return Questions(folder / "test.jsonl", folder / "task.json")
     spec = DataSpec.model_validate({**recipe["data"], "test": str(data)})
     prepared = prepare_in(home, spec)
     return Questions(prepared.file("test"), prepared.folder / "task.json")
+
+
+def _fingerprint(folder: Path) -> str | None:
+    try:
+        return fingerprint_of(folder)
+    except (OSError, ValueError):
+        return None
 
 
 def prepare_in(home: Path, spec: DataSpec) -> Prepared:

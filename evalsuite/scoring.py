@@ -19,7 +19,22 @@ from evalsuite.stats import Floats, Statistic
 from evalsuite.tasks import Task, parse_object
 
 SEPARATORS = re.compile(r"(?<=.)[\s_\-]+(?=.)", re.DOTALL)
-WORDS = re.compile(r"\w+")
+# Text of these scripts has no spaces between words: Han, Hiragana, Katakana.
+UNSPACED = re.compile(
+    "[\u3005\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+# Dashes and CJK punctuation stand between words without spaces; a minus sign is written in two ways.
+GAPS = {
+    **dict.fromkeys(
+        map(
+            ord,
+            "\u2014\u2015\u2026\u3001\u3002\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f\u3010\u3011\u30fb",
+        ),
+        " ",
+    ),
+    0x2212: "-",
+}
+AROUND = ".,:;!?\"'`*_()[]{}<>\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb\u00bf\u00a1"
 EDGES = "\"'`*.,:;!?()[]{}<>_-"
 
 
@@ -120,12 +135,35 @@ def normalise_text(answer: str) -> str:
 
 
 def token_f1(expected: str, answer: str) -> float:
-    """Word overlap of two texts: the F1 of SQuAD (Rajpurkar 2016), keeping the articles it drops."""
-    wanted, given = (Counter(WORDS.findall(normalise_text(text))) for text in (expected, answer))
+    """Word overlap of two texts: the F1 of SQuAD's evaluation script (Rajpurkar et al. 2016) on other tokens.
+
+    That script drops articles and all ASCII punctuation, so that ``-5`` is ``5`` and ``C++`` is ``C``, and leaves text
+    without spaces whole. See :func:`tokens` for ours.
+    """
+    wanted, given = (Counter(tokens(text)) for text in (expected, answer))
     if not wanted or not given:
         return float(normalise_text(expected) == normalise_text(answer))
     common = (wanted & given).total()
     return 2 * common / (wanted.total() + given.total())
+
+
+def tokens(text: str) -> list[str]:
+    """The words of ``text`` without case: punctuation around a word is no part of it, what stands inside is.
+
+    Signs, decimals and symbols stay (``-5``, ``5.1``, ``C++``, ``$5``), articles too; each Chinese or Japanese
+    character is a token.
+    """
+    spaced = UNSPACED.sub(r" \g<0> ", normalise_text(text).translate(GAPS))
+    return [token for word in spaced.split() if (token := _bare(word))]
+
+
+def _bare(word: str) -> str:
+    """``word`` without what stands around it; empty where it is punctuation alone."""
+    word = word.rstrip(AROUND)
+    bare = word.lstrip(AROUND)
+    if bare[:1].isdigit() and word[: -len(bare)].endswith("."):
+        bare = f".{bare}"
+    return "" if all(unicodedata.category(sign)[0] == "P" for sign in bare) else bare
 
 
 def same_json(one: Any, other: Any) -> bool:

@@ -10,42 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator
 
 from serve.errors import InputError, RecipeError
 from serve.names import check_name
-from train.data.spec import DataSpec
+from train.data.spec import DataSpec, FieldName
+from train.section import Section
 
 RECIPES = Path(__file__).with_name("recipes")
+COLUMNS = ("data", "columns")
 HINT = "train/recipes/default.yaml shows every key with its default"
 
 # PyYAML lets the ValueError of a date such as 2026-13-01 through, and that of bytes that are no UTF-8.
 MALFORMED = (yaml.YAMLError, ValueError, RecursionError)
 
 Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")]
-
-
-class Section(BaseModel):
-    """Part of a recipe: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would read true as 1; its strict mode would refuse 1e-3, which is a string in YAML 1.1."""
-        wanted = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
-            raise ValueError("true and false are no values for this key")
-        return value
 
 
 class LoraSpec(Section):
@@ -93,7 +72,9 @@ class Recipe(Section):
     """Everything that decides what an adapter becomes, but for the base's weights and the rows themselves."""
 
     name: str = Field("support", description="name of the adapter; versions are NAME@v1, NAME@v2, …")
-    base: str = Field("tenon-tiny", description="base model: built-in name, local folder or hub id")
+    base: str = Field(
+        "tenon-tiny", min_length=1, description="base model: built-in name, local folder or hub id"
+    )
     data: DataSpec = Field(default_factory=lambda: DataSpec.model_validate({}))
     lora: LoraSpec = Field(default_factory=lambda: LoraSpec.model_validate({}))
     train: TrainSpec = Field(default_factory=lambda: TrainSpec.model_validate({}))
@@ -239,13 +220,26 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 
 def _spell(error: ValidationError, unknown: set[tuple[str, ...]]) -> Iterator[str]:
-    """Each problem that pydantic found, but for the unknown keys, which are spelled already."""
+    """Each key's problem as pydantic found it, but for the unknown keys, which are spelled already."""
+    problems: dict[str, list[str]] = {}
+    inputs: dict[str, Any] = {}
     for item in error.errors(include_url=False):
         location = tuple(str(part) for part in item["loc"])
         if location in unknown:
             continue
-        # A union adds the name of the branch that failed; a reader knows only the key.
-        key = ".".join(location[:2])
+        # A union has a problem for each of its branches, with the branch in the location; a reader knows the key.
+        key = ".".join(location[: 3 if location[:2] == COLUMNS else 2])
+        if location[:2] == COLUMNS and location[-1] == "[key]":
+            near = _nearest(location[2], [f"data.columns.{name}" for name in get_args(FieldName)])
+            problems[f"{key} is no field of a row{near}"] = []
+            continue
         message = item["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(item["input"], BaseModel | dict) else f" (got {item['input']!r})"
-        yield f"{key}: {message}{got}" if key else message
+        if message not in (found := problems.setdefault(key, [])):
+            found.append(message)
+        inputs.setdefault(key, item["input"])
+    for key, messages in problems.items():
+        shown = inputs.get(key, {})
+        got = "" if isinstance(shown, BaseModel | dict) else f" (got {shown!r})"
+        first, *others = messages or [""]
+        message = ", or ".join([first, *(text.removeprefix("Input should be ") for text in others)])
+        yield f"{key}: {message}{got}" if key and message else f"{key}{message}"

@@ -31,11 +31,14 @@ def control_app(source: RouteSource, lifespan: Lifespan, management: Management 
         title="Tenon gateway", docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False
     )
 
+    # Some load balancers ask by HEAD.
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_model=Alive)
     async def healthz() -> Response:
         """The process serves; ``revision`` is the registry's that its routes were built from."""
         return _json({"status": "ok", "revision": source.table.revision})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_model=Ready, responses=errors(503))
     async def readyz() -> Response:
         """One engine of each base is ready too, so that requests can be answered."""

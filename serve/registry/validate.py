@@ -25,10 +25,12 @@ MAX_FOLDER_ENTRIES = 10_000
 MAX_ALIKE = 3
 MAX_REASON = 300
 MAX_IGNORED = 3
-PICKLES = ("adapter_model.bin", "adapter_model.pt")
+PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+ARCHIVES = {*(".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")}
 CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh"}
 LEFT_BY_TRAINERS = {"zero_to_fp32.py"}
 TWO_FILES = f"give the folder that holds both {CONFIG} and {WEIGHTS}"
+ALONE = f"give a folder with {CONFIG} and {WEIGHTS} alone"
 SAFE_SAVE = (
     "load the adapter where you trust it and save it with save_pretrained(…, safe_serialization=True), then give "
     "that folder"
@@ -43,8 +45,9 @@ def validate_adapter(
     """Check a PEFT folder against a base; raises AdapterRejected with every problem found.
 
     Of the folder only ``adapter_config.json`` and ``adapter_model.safetensors`` are read, and only they are stored.
-    Whatever else trainers leave there is ignored with a note: it is never opened, links are not followed. Code
-    beside the two files is refused: an adapter that needs it would answer otherwise than its author saw.
+    Whatever else trainers leave there is ignored with a note: it is never opened, links are not followed. Refused are
+    code beside the two files, as an adapter that needs it would answer otherwise than its author saw; the weights once
+    more as a pickle, as nobody can say which of the two were meant; and archives, in which there may be anything.
     ``max_rank`` is the engine's; ``shown`` is what errors call the folder, where it was fetched from elsewhere. For a
     ``remote`` caller the folder of a base that the adapter names is not looked for: whether it exists is not for them.
     """
@@ -102,6 +105,10 @@ def _folder_problems(folder: Path) -> Iterator[Problem]:
         if path.suffix.lower() in CODE and path.name not in LEFT_BY_TRAINERS:
             hint = f"adapters bring no code, and none is run; if it works without, {TWO_FILES} alone"
             yield Problem(f"{path.name} is code", hint)
+        elif path.name in PICKLES and (folder / WEIGHTS).exists():
+            yield Problem(f"beside {WEIGHTS} it has {path.name}, a pickle with weights of its own", ALONE)
+        elif path.suffix.lower() in ARCHIVES:
+            yield Problem(f"{path.name} is an archive", ALONE)
 
 
 def _missing(folder: Path, name: str) -> Problem:

@@ -1,8 +1,15 @@
 """The unmodified ``openai`` client against the gateway and the real engine."""
 
+import json
+import subprocess
+import sys
+from typing import Any
+
 import openai
 import pytest
 from support.stack import RunningStack
+
+from deploy.snippets import curl_snippet, python_snippet
 
 ASK = [{"role": "user", "content": "Where is my order?"}]
 
@@ -28,6 +35,28 @@ def test_chat(client: openai.OpenAI, model: str) -> None:
     assert answer.choices[0].message.content is not None
     assert answer.usage is not None
     assert 1 <= answer.usage.completion_tokens <= 8
+
+
+@pytest.mark.parametrize("tools", [False, True])
+def test_the_lines_that_a_run_prints_work_as_they_are(stack: RunningStack, model: str, tools: bool) -> None:
+    sample: dict[str, Any] = {"messages": [{"role": "user", "content": 'Where\'s my "order"?\n$HOME é'}]}
+    if tools:
+        call = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+        sample["messages"] += [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "on its way", "tool_call_id": "c1"},
+        ]
+        function = {"name": "find", "strict": False, "parameters": {"type": "object", "properties": {}}}
+        sample |= {"tools": [{"type": "function", "function": function}], "tool_choice": "none"}
+    code = python_snippet(stack.url, model, sample)
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert printed.returncode == 0, printed.stderr
+    command = curl_snippet(stack.url, model, sample)
+    answered = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert answered.returncode == 0, answered.stderr
+    answer = json.loads(answered.stdout)
+    assert answer["model"] == "client@v1"
+    assert printed.stdout.removesuffix("\n") == answer["choices"][0]["message"]["content"]
 
 
 def test_stream_has_the_same_text_and_no_usage_unasked(client: openai.OpenAI, model: str) -> None:

@@ -1,5 +1,6 @@
 """The stack's life with a fake engine: one up at a time, recovery, what a failed start takes back."""
 
+import json
 import os
 import signal
 import socket
@@ -44,6 +45,24 @@ def test_recovery_needs_no_options(home: Path, fake_engine: str) -> None:
     after = status(home)
     assert after.healthy
     assert after.url == before.url
+
+
+def test_up_and_down_speak_json(home: Path, fake_engine: str) -> None:
+    options = ("--detach", "--port", str(free_port()), "--engine-url", fake_engine, "--json")
+    done = tenon(home, "up", *options)
+    assert done.returncode == 0, done.stderr
+    said, now = json.loads(done.stdout), status(home)
+    assert (said["url"], said["healthy"]) == (now.url, True)
+    assert (said["gateway"]["pid"], said["controller"]["pid"]) == (now.gateway.pid, now.controller.pid)
+    assert "engine" in said["engines"]
+    refused = tenon(home, "up", "--detach", "--port", "1234", "--json")
+    assert (refused.returncode, refused.stdout) == (4, "")
+    error = json.loads(refused.stderr.splitlines()[-1])["error"]
+    assert error["code"] == "already_up"
+    assert "tenon down" in error["hint"]
+    done = tenon(home, "down", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {"gateway", "controller"} <= set(json.loads(done.stdout)["stopped"])
 
 
 def test_other_settings_need_a_down_first(home: Path, fake_engine: str) -> None:

@@ -10,6 +10,7 @@ NO_MESSAGES = "without a list of messages"
 NO_ASSISTANT = "without an assistant message to learn from"
 NO_PROMPT = "without a message before the answer"
 TOOL_CALL = "whose answer is a tool call, which is not scored yet"
+NOT_TOOLS = "with tools that are not a list of objects"
 NOT_CALLS = "with tool calls that are not a list of objects"
 UNKNOWN_ROLE = "with a role that is none of system, developer, user, assistant, tool"
 NOT_TEXT_PART = "with content that is not text, such as an image"
@@ -35,8 +36,10 @@ def is_messages(value: object) -> bool:
     )
 
 
-def conversation(messages: object, cleaner: Cleaner) -> tuple[list[Message], Message]:
+def conversation(messages: object, cleaner: Cleaner, system: object = None) -> tuple[list[Message], Message]:
     """Split ``messages`` into what comes before the answer and the answer.
+
+    ``system`` is the row's own field for the system message; one that is among the messages wins.
 
     The answer is the last assistant message whose ``weight`` is not 0; what follows it is cut off. A
     conversation of several assistant turns makes one example, on that last turn; the turns before it are
@@ -45,7 +48,7 @@ def conversation(messages: object, cleaner: Cleaner) -> tuple[list[Message], Mes
     message is left out. Raises :class:`Unusable`.
     """
     if isinstance(messages, str):
-        messages = _from_json(messages)
+        messages = _from_json(messages, NO_MESSAGES)
     if not isinstance(messages, list) or not is_messages(messages):
         raise Unusable(NO_MESSAGES)
     last = max((index for index, item in enumerate(messages) if _is_learnt(item)), default=-1)
@@ -53,6 +56,8 @@ def conversation(messages: object, cleaner: Cleaner) -> tuple[list[Message], Mes
         raise Unusable(NO_ASSISTANT)
     cleaned = [_message(item, cleaner) for item in messages[: last + 1]]
     *prompt, completion = [item for item in cleaned if item["role"] != "system" or item["content"]]
+    if (instruction := cleaner.text(system)) and all(item["role"] != "system" for item in prompt):
+        prompt = [{"role": "system", "content": instruction}, *prompt]
     if not prompt:
         raise Unusable(NO_PROMPT)
     if any(not item["content"] and item["role"] == "user" for item in prompt):
@@ -67,22 +72,22 @@ def conversation(messages: object, cleaner: Cleaner) -> tuple[list[Message], Mes
 def tools(value: object, functions: object, cleaner: Cleaner) -> list[Any] | None:
     """The tools that a row offers, None without any; ``functions`` is OpenAI's older way to list them."""
     if isinstance(value, str):
-        value = _from_json(value)
+        value = _from_json(value, NOT_TOOLS)
     if value is None and isinstance(functions, list):
         value = [{"type": "function", "function": function} for function in functions]
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise Unusable("with tools that are not a list of objects")
+        raise Unusable(NOT_TOOLS)
     return [cleaner.value(tool) for tool in value]
 
 
-def _from_json(text: str) -> object:
-    """A list that a CSV file holds as JSON; None where it is something else."""
+def _from_json(text: str, reason: str) -> object:
+    """A list that a CSV file holds as JSON, None where there is nothing; raises for ``reason`` where it is no JSON."""
     try:
         return json.loads(text) if text.strip() else None
     except (ValueError, RecursionError):
-        raise Unusable(NO_MESSAGES) from None
+        raise Unusable(reason) from None
 
 
 def _role(item: Mapping[str, Any]) -> str:
@@ -93,7 +98,15 @@ def _role(item: Mapping[str, Any]) -> str:
 
 
 def _is_learnt(item: Mapping[str, Any]) -> bool:
-    return _role(item) == "assistant" and item.get("weight") != 0
+    return _role(item) == "assistant" and not _is_zero(item.get("weight"))
+
+
+def _is_zero(weight: object) -> bool:
+    """Whether a message's ``weight`` says that it is not learnt; a CSV file holds it as text."""
+    try:
+        return isinstance(weight, str | int | float) and float(weight) == 0
+    except (ValueError, OverflowError):
+        return False
 
 
 def _message(item: Mapping[str, Any], cleaner: Cleaner) -> Message:

@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
 from train.data.text import SPECIAL_TOKEN, fold, is_binary, normalise
@@ -78,7 +80,7 @@ class Cleaner:
     max_chars: int
 
     def text(self, value: object) -> str:
-        """``value`` as clean text, empty where it is missing (null, NaN, blank)."""
+        """``value`` as clean text, empty where it is missing (null, blank, a number that is not finite)."""
         match value:
             case None:
                 return ""
@@ -88,9 +90,13 @@ class Cleaner:
                 return "true" if value else "false"
             case float():
                 # A column of integers with gaps comes as floats.
-                return "" if math.isnan(value) else str(int(value)) if value.is_integer() else str(value)
-            case int():
+                if not math.isfinite(value):
+                    return ""
+                return str(int(value)) if value.is_integer() else str(value)
+            case int() | date() | time():
                 return str(value)
+            case Decimal():
+                return format(value, "f") if value.is_finite() else ""
             case bytes():
                 raise Unusable(BINARY)
             case _:
@@ -103,7 +109,12 @@ class Cleaner:
         return self.text(value) or _fail(EMPTY_ANSWER)
 
     def label(self, value: object) -> str:
-        """As :meth:`text`, on one line with single spaces; raises where nothing is left."""
+        """As :meth:`text`, on one line with single spaces; raises where nothing is left.
+
+        Several labels of one row are one answer, with commas between.
+        """
+        if isinstance(value, list):
+            return ", ".join(self.label(item) for item in value) or _fail(EMPTY_ANSWER)
         return " ".join(self.text(value).split()) or _fail(EMPTY_ANSWER)
 
     def value(self, value: Any) -> Any:
@@ -124,6 +135,8 @@ class Cleaner:
                 return None
             case None | bool() | int() | float():
                 return value
+            case Decimal() | date() | time():
+                return self.text(value)
             case _:
                 raise Unusable(NOT_TEXT)
 

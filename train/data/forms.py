@@ -86,7 +86,7 @@ class Layout:
 
 
 def _chat(values: Values, cleaner: Cleaner) -> Draft:
-    return chat.conversation(values["messages"], cleaner)
+    return chat.conversation(values["messages"], cleaner, values["system"])
 
 
 def _prompt_completion(values: Values, cleaner: Cleaner) -> Draft:
@@ -97,7 +97,7 @@ def _prompt_completion(values: Values, cleaner: Cleaner) -> Draft:
         return _pair(values, [cleaner.text(prompt)], cleaner.answer(completion), cleaner)
     before = prompt if chat.is_messages(prompt) else [{"role": "user", "content": prompt}]
     after = completion if chat.is_messages(completion) else [_assistant(cleaner.answer(completion))]
-    return chat.conversation([*before, *after], cleaner)
+    return chat.conversation([*before, *after], cleaner, values["system"])
 
 
 def _question_answer(values: Values, cleaner: Cleaner) -> Draft:
@@ -130,7 +130,7 @@ def _assistant(content: str) -> Message:
 
 # The first whose required fields are all there is taken, so the more telling names stand first.
 FORMS: tuple[Form, ...] = (
-    Form("chat", ("messages",), ("tools",), _chat),
+    Form("chat", ("messages",), ("system", "tools"), _chat),
     Form("instruction", ("instruction", "output"), ("input", "system"), _instruction),
     Form("question_answer", ("question", "answer"), ("context", "system"), _question_answer),
     Form("prompt_completion", ("prompt", "completion"), ("system", "tools"), _prompt_completion),
@@ -207,7 +207,8 @@ def _example(record: Record, layout: Layout, cleaner: Cleaner) -> Example:
     values |= {name: record.fields.get(column) for name, column in layout.columns.items()}
     if all(value is None or value == "" for value in values.values()):
         raise Unusable(EMPTY_TEXT)
-    tools = chat.tools(values.get("tools"), record.fields.get("functions"), cleaner)
+    functions = record.fields.get("functions") if "tools" in values else None
+    tools = chat.tools(values.get("tools"), functions, cleaner)
     prompt, completion = form.draft(values, cleaner)
     example = Example(record.number, prompt, completion, tools)
     if example.chars > cleaner.max_chars:

@@ -4,17 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from serve.errors import DataError
 from train.data import forms
 from train.data.examples import Example
 from train.data.read import Table, from_rows, read
 from train.data.report import Ledger
-from train.data.spec import DataSpec, FormName
-
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+from train.data.spec import SPLITS, DataSpec, FormName, SplitName
 
 _BUILTIN = "builtin:"
 

@@ -9,10 +9,10 @@ from typing import Any
 from serve.errors import DataError
 from train.data import clean
 from train.data.examples import Example
-from train.data.load import SPLITS, Loaded, Source, SplitName, load, outcome
+from train.data.load import Loaded, Source, load, outcome
 from train.data.report import DropReport, Ledger, some
 from train.data.rows import fingerprint, rows
-from train.data.spec import MIN_ROWS, DataSpec
+from train.data.spec import MIN_ROWS, SPLITS, DataSpec, SplitName
 from train.data.split import order, split
 from train.data.tasks import Task, detect_task, instruction
 from train.data.write import write_folder
@@ -69,7 +69,7 @@ def prepare(spec: DataSpec, out: Path) -> Prepared:
         tuple(part.source for part in loaded.values()),
     )
     files = {f"{name}.jsonl": "".join(f"{line}\n" for line in lines[name]) for name in SPLITS}
-    files |= {"task.json": _pretty(task.to_json()), "data.json": _pretty(_about(prepared, spec, system))}
+    files |= {"task.json": pretty(task.to_json()), "data.json": pretty(_about(prepared, spec, system))}
     write_folder(out, files)
     return prepared
 
@@ -201,5 +201,6 @@ def _about(prepared: Prepared, spec: DataSpec, system: str) -> dict[str, Any]:
     }
 
 
-def _pretty(value: Mapping[str, Any]) -> str:
+def pretty(value: Mapping[str, Any]) -> str:
+    """``value`` as JSON for a file that people may read."""
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

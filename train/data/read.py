@@ -1,13 +1,14 @@
 """Files become tables: records of named fields, each with its line or row number.
 
-``datasets`` reads parquet only. Its CSV reader takes the texts "NA" and "null" for missing, turns a column of
-integers with one gap into floats, fails on integers over 64 bits; its JSON reader fails where a field is a
+Parquet is in a module of its own. The CSV reader of ``datasets`` takes the texts "NA" and "null" for missing, turns a
+column of integers with one gap into floats, fails on integers over 64 bits; its JSON reader fails where a field is a
 string in one row and a number in another; both forget line numbers. These we read with the standard library.
 """
 
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ _MEMORY_PER_BYTE = 30
 # Training and serving need the rest.
 _MEMORY_SHARE = 1 / 3
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# Excel's own first line of a CSV file; it is no row.
+_SEPARATOR_LINE = re.compile(r'"?sep=(?P<separator>[^\r\n"])"?[,;\t]*(\r\n|\r|\n)', re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,10 @@ def _parse(name: str, text: str, line: int) -> Any:
         return json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise DataError(f"{name}: invalid JSON in {where}: {error.msg}", "correct that line") from error
+        hint = "correct that line"
+        if error.msg == "Extra data":
+            hint = "put the objects into one list, [ … , … ], or each on one line (jq -c . FILE > FILE.jsonl)"
+        raise DataError(f"{name}: invalid JSON in {where}: {error.msg}", hint) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"{name}: JSON in line {line} cannot be read: {error}", "correct that line") from None
 
@@ -194,7 +200,10 @@ def _kind(value: object) -> str:
 
 def _read_csv(name: str, raw: bytes) -> Table:
     text = _decode(name, raw)
-    header = text.lstrip("\r\n").partition("\n")[0]
+    if said := _SEPARATOR_LINE.match(text):
+        # A blank line in its place keeps the line numbers.
+        return _read_delimited(name, "\n" + text[said.end() :], said["separator"])
+    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     # Spreadsheets of many countries write semicolons, as the comma is their decimal point.
     delimiter = "," if "," in header else ";" if ";" in header else "\t" if "\t" in header else ","
     return _read_delimited(name, text, delimiter)
@@ -254,24 +263,12 @@ def _csv_lines(
 
 
 def _read_parquet(name: str, raw: bytes) -> Table:
-    import pyarrow  # type: ignore[import-untyped]
-    from datasets import ClassLabel, Dataset
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    # Imported here, as pyarrow and datasets take a while and most files are text.
+    from train.data.parquet import Columns
 
-    try:
-        # Dataset.from_parquet would copy the file into a cache and take brackets in its name for a pattern.
-        data = Dataset(ParquetFile(pyarrow.BufferReader(raw)).read())
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name} is no parquet file: {error}", "write it anew or give another") from error
-    names = {column: kind.names for column, kind in data.features.items() if isinstance(kind, ClassLabel)}
-    rows = data.data.to_pylist()
-    for row in rows:
-        for column, labels in names.items():
-            index = row[column]
-            row[column] = labels[index] if index is not None and 0 <= index < len(labels) else None
-    return Table(
-        name, "row", tuple(data.column_names), [Record(number, row) for number, row in enumerate(rows, 1)]
-    )
+    columns = Columns.read(name, raw)
+    records = [Record(number, columns.row(number - 1)) for number in range(1, columns.rows + 1)]
+    return Table(name, "row", columns.names, records)
 
 
 _READERS: dict[str, Callable[[str, bytes], Table]] = {

@@ -4,9 +4,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from train.data.examples import Example
+from train.data.spec import SPLITS
 
 
 def rows(examples: Sequence[Example], system: str) -> list[str]:
@@ -39,6 +41,15 @@ def fingerprint(lines: Mapping[str, Sequence[str]]) -> str:
         for line in sorted(lines[name]):
             digest.update(f"{line}\n".encode())
     return digest.hexdigest()
+
+
+def fingerprint_of(folder: Path) -> str:
+    """The fingerprint of the splits that lie in ``folder`` now; raises OSError or ValueError where they are no text."""
+    # Not splitlines(): an answer may hold U+2028 or U+0085, which would cut a JSON line in two.
+    texts = {name: (folder / f"{name}.jsonl").read_bytes().decode() for name in SPLITS}
+    return fingerprint(
+        {name: text.removesuffix("\n").split("\n") if text else [] for name, text in texts.items()}
+    )
 
 
 def _id(text: str) -> str:

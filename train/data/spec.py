@@ -1,10 +1,14 @@
 """What a user asks for: which files, in which form, split how."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
+
+from train.section import Section
 
 FormName = Literal["chat", "prompt_completion", "question_answer", "instruction", "labelled"]
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 FieldName = Literal[
     "messages",
     "tools",
@@ -23,18 +27,18 @@ FieldName = Literal[
 
 MIN_ROWS = 10
 
+Name = Annotated[str, StringConstraints(min_length=1)]
 
-class DataSpec(BaseModel):
-    """The ``data`` section of a recipe; immutable, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DataSpec(Section):
+    """The ``data`` section of a recipe."""
 
-    train: str = Field("builtin:support", description="'builtin:support' or a file to train on")
-    validation: str | None = Field(None, description="a file to choose checkpoints by; else part of train")
-    test: str | None = Field(None, description="a file to evaluate on; else part of train")
+    train: Name = Field("builtin:support", description="'builtin:support' or a file to train on")
+    validation: Name | None = Field(None, description="a file to choose checkpoints by; else part of train")
+    test: Name | None = Field(None, description="a file to evaluate on; else part of train")
     format: Literal["auto"] | FormName = Field("auto", description="form of the rows; auto: by their columns")
-    columns: dict[FieldName, str] = Field({}, description="column of each field where its name is not known")
-    label_column: str | None = Field(None, description="column with the label; short for columns.label")
+    columns: dict[FieldName, Name] = Field({}, description="column of each field where its name is not known")
+    label_column: Name | None = Field(None, description="column with the label; short for columns.label")
     system: str | None = Field(
         None, description="system instruction, {labels} is filled in; empty: none; unset: by the form"
     )

@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -57,6 +57,23 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """What ``task.json`` holds."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Task":
+        """Read what :meth:`to_json` gave; raises KeyError or TypeError for anything else."""
+        lists = {name: value[name] and tuple(value[name]) for name in ("labels", "fields")}
+        return cls(**{**value, **lists})
+
+    def including(self, answers: Iterable[str]) -> "Task":
+        """The same task where ``answers`` are expected, too."""
+        answers = list(answers)
+        longest = _Longest.of(answers)
+        return replace(
+            self,
+            labels=tuple(sorted({*(self.labels or ()), *answers})) if self.kind == "label" else self.labels,
+            longest_answer_chars=max(self.longest_answer_chars, longest.chars),
+            longest_answer_bytes=max(self.longest_answer_bytes, longest.bytes),
+        )
 
 
 class _Longest(NamedTuple):

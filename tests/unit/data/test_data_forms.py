@@ -1,3 +1,5 @@
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -40,6 +42,10 @@ def reason(row: dict[str, Any], **spec: Any) -> str:
     return drop.reason
 
 
+def system(text: str) -> dict[str, str]:
+    return {"role": "system", "content": text}
+
+
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
@@ -55,6 +61,9 @@ def assistant(text: str, **more: Any) -> dict[str, Any]:
         ({"Sentence": "hi", "Category": 3}, [user("hi")], "3"),
         ({"text": "hi", "label": 3.0, "label_text": "greet"}, [user("hi")], "greet"),
         ({"query": "hi", "intent": True}, [user("hi")], "true"),
+        ({"text": "hi", "label": Decimal("2.50")}, [user("hi")], "2.50"),
+        ({"text": "hi", "label": date(2026, 1, 2)}, [user("hi")], "2026-01-02"),
+        ({"text": "hi", "label": ["joy", "fear"]}, [user("hi")], "joy, fear"),
         ({"question": "who?", "answer": "me"}, [user("who?")], "me"),
         ({"question": "who?", "context": "I did", "answer": "me"}, [user("I did\n\nwho?")], "me"),
         ({"instruction": "add", "input": "1+1", "output": 2}, [user("add\n\n1+1")], "2"),
@@ -140,6 +149,21 @@ def test_chat_keeps_names_as_text_and_numbers_finite() -> None:
     assert example.tools == [{"type": "function", "function": {"name": "f"}}]
 
 
+def test_a_system_field_beside_the_conversation_is_kept_unless_that_has_its_own() -> None:
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
+    assert one({"conversations": turns, "system": "Be kind"}).prompt == [system("Be kind"), user("hi")]
+    own = [{"from": "system", "value": "Be brief"}, *turns]
+    assert one({"conversations": own, "system": "Be kind"}).prompt == [system("Be brief"), user("hi")]
+    assert one({"conversations": turns, "system": " "}).prompt == [user("hi")]
+    row = {"prompt": [user("hi")], "completion": [assistant("yo")], "system": "Be kind"}
+    assert one(row).prompt == [system("Be kind"), user("hi")]
+
+
+def test_a_weight_of_zero_as_text_is_not_learnt() -> None:
+    turns = [user("a"), assistant("1", weight="1.0"), user("b"), assistant("2", weight="0")]
+    assert one({"messages": turns}).answer == "1"
+
+
 def test_chat_joins_text_parts() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert one({"messages": [{"role": "user", "content": parts}, assistant("c")]}).prompt == [user("a\nb")]
@@ -154,6 +178,8 @@ def test_chat_joins_text_parts() -> None:
         ({"text": "\u200d", "label": "a"}, EMPTY_TEXT),
         ({"text": float("nan"), "label": "a"}, EMPTY_TEXT),
         ({"text": "hi", "label": " "}, EMPTY_ANSWER),
+        ({"text": "hi", "label": float("inf")}, EMPTY_ANSWER),
+        ({"text": "hi", "label": []}, EMPTY_ANSWER),
         ({"text": "a\0b", "label": "a"}, BINARY),
         ({"text": b"ab", "label": "a"}, BINARY),
         ({"text": "\udc80", "label": "a"}, BINARY),
@@ -164,6 +190,7 @@ def test_chat_joins_text_parts() -> None:
         ({"prompt": "p", "completion": None}, EMPTY_ANSWER),
         ({"messages": []}, chat.NO_MESSAGES),
         ({"messages": "not json"}, chat.NO_MESSAGES),
+        ({"messages": [user("hi"), assistant("yo")], "tools": "[{"}, chat.NOT_TOOLS),
         ({"messages": [user("hi")]}, chat.NO_ASSISTANT),
         ({"messages": [user("hi"), assistant("yo", weight=0)]}, chat.NO_ASSISTANT),
         ({"messages": [assistant("yo")]}, chat.NO_PROMPT),

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
@@ -39,6 +41,28 @@ def test_csv_keeps_words_and_numbers_as_written(tmp_path: Path) -> None:
 def test_csv_with_semicolons_and_an_index_column(tmp_path: Path) -> None:
     path = write(tmp_path / "a.CSV", ";text;label\n0;hello, you;greet\n")
     assert rows(path) == [(2, {"text": "hello, you", "label": "greet"})]
+
+
+def test_csv_with_carriage_returns_alone_tells_its_separator_by_the_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text;label\rhello, you;greet\r")
+    assert [fields for _, fields in rows(path)] == [{"text": "hello, you", "label": "greet"}]
+
+
+@pytest.mark.parametrize("said", ["sep=;", "\ufeffSEP=;", '"sep=;"'])
+def test_csv_with_the_first_line_that_excel_writes(tmp_path: Path, said: str) -> None:
+    path = write(tmp_path / "a.csv", f"{said}\r\ntext;label\r\nhello, you;greet\r\n")
+    assert rows(path) == [(3, {"text": "hello, you", "label": "greet"})]
+
+
+def test_csv_with_a_separator_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sep=|\ntext|label\na;b, c|greet\n")
+    assert rows(path) == [(3, {"text": "a;b, c", "label": "greet"})]
+
+
+def test_json_objects_one_after_another_have_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Extra data") as caught:
+        read(write(tmp_path / "a.json", '{\n "a": 1\n}\n{\n "a": 2\n}\n'))
+    assert "jq -c" in caught.value.hint
 
 
 def test_csv_marks_a_row_with_too_many_fields(tmp_path: Path) -> None:
@@ -168,3 +192,79 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         read(tmp_path / "nul\0byte.csv")
+
+
+def parquet(path: Path, columns: dict[str, Any], metadata: dict[bytes, bytes] | None = None) -> Path:
+    """A file with a usable text and label beside ``columns``."""
+    table = pa.table({"text": ["hello", "bye"], "label": ["a", "b"], **columns})
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64())),
+        pa.array([2**60, 0], pa.timestamp("us")),
+        pa.array([0, 1], pa.timestamp("us", "Nowhere/Town")),
+    ],
+    ids=["map", "beyond year 9999", "unknown zone"],
+)
+def test_parquet_column_that_is_not_used_may_hold_anything(tmp_path: Path, column: pa.Array) -> None:
+    table = read(parquet(tmp_path / "a.parquet", {"more": column}))
+    assert table.columns == ("text", "label", "more")
+    assert [(row.fields["text"], row.fields["label"]) for row in table.records] == [
+        ("hello", "a"),
+        ("bye", "b"),
+    ]
+
+
+def test_parquet_column_that_is_used_but_cannot_be_read_is_named_on_one_line(tmp_path: Path) -> None:
+    table = read(parquet(tmp_path / "a.parquet", {"more": pa.array([2**60, 0], pa.timestamp("us"))}))
+    with pytest.raises(DataError, match=r"a\.parquet: column more cannot be read: ") as caught:
+        table.records[1].fields.get("more")
+    assert "\n" not in caught.value.message
+
+
+def test_parquet_maps_are_objects(tmp_path: Path) -> None:
+    column = pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64()))
+    assert read(parquet(tmp_path / "a.parquet", {"more": column})).records[0].fields["more"] == {"a": 1}
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has two columns named text"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"garbage",
+        b"[1]",
+        b'{"info": {"features": 5}}',
+        b'{"info": {"features": {"label": {"_type": "FromTheFuture"}, "text": {"dtype": "string"}}}}',
+    ],
+)
+def test_parquet_with_metadata_that_datasets_cannot_read(tmp_path: Path, written: bytes) -> None:
+    path = parquet(tmp_path / "a.parquet", {}, {b"huggingface": written})
+    assert rows(path) == [(1, {"text": "hello", "label": "a"}), (2, {"text": "bye", "label": "b"})]
+
+
+def test_parquet_names_the_labels_of_a_list(tmp_path: Path) -> None:
+    names = List(ClassLabel(names=["joy", "fear"]))
+    data = Dataset.from_dict(
+        {"text": ["x"], "label": [[1, 0]]}, features=Features({"text": Value("string"), "label": names})
+    )
+    data.to_parquet(tmp_path / "a.parquet")
+    assert rows(tmp_path / "a.parquet") == [(1, {"text": "x", "label": ["fear", "joy"]})]
+
+
+def test_an_arrow_error_of_several_lines_becomes_one(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", {"more": ["x" * 100] * 2})
+    raw = path.read_bytes()
+    path.write_bytes(raw[:4] + b"\xff" * 60 + raw[64:])
+    with pytest.raises(DataError, match="is no parquet file") as caught:
+        read(path)
+    assert "\n" not in caught.value.message

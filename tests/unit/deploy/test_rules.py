@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,27 @@ from deploy.cli_stack import settings_of
 from deploy.cli_train import given
 from deploy.controller import read_stack, write_stack
 from deploy.extras import PACKAGES, need
+from deploy.pipeline import train_and_register
 from deploy.sampling_options import assignments
 from deploy.snippets import curl_snippet, python_snippet
 from serve.config import Settings
-from serve.errors import ConfigError, InputError
+from serve.errors import ConfigError, DataError, InputError, RecipeError
 from serve.names import parse_version
-from serve.registry import Alias, EvaluationRecord, Lineage, Version
+from serve.registry import Alias, EvaluationRecord, Lineage, Registry, Version
 from serve.registry.evidence import why_not
 from serve.registry.records import AdapterFacts
 from train.recipe import Recipe
 
 NOW = datetime.now(UTC)
+
+
+def rows_to_train_on(folder: Path) -> Path:
+    path = folder / "train.csv"
+    rows = [f"message {number},{'ab'[number % 2]}" for number in range(20)]
+    path.write_text("\n".join(["text,label", *rows]))
+    return path
+
+
 FACTS = AdapterFacts(8, 8.0, ("q_proj",), 1, 1, False, None)
 
 
@@ -84,29 +95,87 @@ def test_stack_file_that_cannot_be_read_says_what_to_do(tmp_path: Path, content:
 
 def test_snippets_survive_quotes_and_newlines() -> None:
     messages = [{"role": "user", "content": 'it\'s "broken"\n$HOME `x` é'}]
-    words = shlex.split(curl_snippet("http://127.0.0.1:1", "a", messages))
+    words = shlex.split(curl_snippet("http://127.0.0.1:1", "a", {"messages": messages}))
     assert json.loads(words[-1])["messages"] == messages
-    code = python_snippet("http://127.0.0.1:1", "a", messages)
+    code = python_snippet("http://127.0.0.1:1", "a", {"messages": messages})
     assert len(code.splitlines()) == 5
     compile(code, "snippet", "exec")
 
 
+def test_snippets_of_a_question_with_tools_are_python_and_json() -> None:
+    sample = {
+        "messages": [{"role": "user", "content": "x"}],
+        "tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": None}}],
+    }
+    body = json.loads(shlex.split(curl_snippet("http://127.0.0.1:1", "a", sample))[-1])
+    assert body == {"model": "a", **sample, "temperature": 0}
+    lines = python_snippet("http://127.0.0.1:1", "a", sample).splitlines()
+    said: dict[str, Any] = {}
+    exec("\n".join(lines[2:4]), said)
+    assert {name: said[name] for name in sample} == sample
+    assert "messages=messages, tools=tools" in lines[4]
+
+
 def test_snippets_read_the_key_from_the_environment_where_one_is_needed() -> None:
     messages = [{"role": "user", "content": "x"}]
-    assert "Bearer" not in curl_snippet("http://127.0.0.1:1", "a", messages)
+    assert "Bearer" not in curl_snippet("http://127.0.0.1:1", "a", {"messages": messages})
     assert "Bearer $OPENAI_API_KEY" in shlex.split(
-        curl_snippet("http://127.0.0.1:1", "a", messages, keys=True)
+        curl_snippet("http://127.0.0.1:1", "a", {"messages": messages}, keys=True)
     )[5].replace("authorization: ", "")
-    code = python_snippet("http://127.0.0.1:1", "a", messages, keys=True)
+    code = python_snippet("http://127.0.0.1:1", "a", {"messages": messages}, keys=True)
     assert "api_key" not in code
     compile(code, "snippet", "exec")
 
 
-def test_options_become_overrides_whatever_characters_they_hold() -> None:
-    path = "/data/it's: a [file] #1.csv"
-    recipe = Recipe.load(None, given(base=None, name="x", data=path, test=None))
-    assert recipe.data.train == path
+@pytest.mark.parametrize(
+    "path",
+    ["/data/it's: a [file] #1.csv", f"/{'a long name ' * 20}.csv", '"\\ $x\ny é \U0001f600', "1", "true"],
+)
+def test_options_become_overrides_whatever_characters_they_hold(path: str) -> None:
+    recipe = Recipe.load(None, given(base=None, name="x", data=path, test=path))
+    assert (recipe.data.train, recipe.data.test) == (path, path)
     assert recipe.name == "x"
+
+
+def test_an_empty_option_is_not_taken_for_none() -> None:
+    with pytest.raises(RecipeError, match=r"data\.train: .*at least 1 character"):
+        Recipe.load(None, given(base=None, name="x", data="", test=None))
+
+
+@pytest.mark.parametrize("text", ["bob's.csv", "a b;c", "$HOME `id` $(x)", '"', "#1"])
+def test_make_hands_values_to_the_command_as_they_are(tmp_path: Path, text: str) -> None:
+    names = ("MODEL", "DATA", "TEST", "NAME", "RECIPE")
+    seen = tmp_path / "seen"
+    tenon = tmp_path / "tenon"
+    tenon.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{seen}\n')
+    tenon.chmod(0o755)
+    setup = tmp_path / "setup"
+    setup.write_text("#!/bin/sh\nexit 0\n")
+    setup.chmod(0o755)
+    subprocess.run(
+        [
+            "make",
+            "train-and-deploy",
+            f"TENON={tenon}",
+            f"PYTHON={setup}",
+            *(f"{name}={text}" for name in names),
+        ],
+        cwd=Path(__file__).parents[3],
+        check=True,
+    )
+    options = [word for name in names for word in (f"--{name.lower()}", text)]
+    assert seen.read_text().splitlines() == ["run", *options]
+
+
+def test_a_run_without_a_question_to_prove_it_by_ends_before_training(tmp_path: Path) -> None:
+    settings = Settings.read(home=tmp_path)
+    recipe = Recipe.load(None, ["data.test_fraction=0", f"data.train={rows_to_train_on(tmp_path)}"])
+    with Registry.of(settings) as registry:
+        with pytest.raises(DataError, match="test split has no rows") as caught:
+            train_and_register(settings, recipe, registry, to_prove=True)
+        assert "data.test_fraction" in caught.value.hint
+        assert registry.versions() == []
+    assert not settings.runs.exists()
 
 
 def test_set_takes_yaml_and_names_what_is_not() -> None:

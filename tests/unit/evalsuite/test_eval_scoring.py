@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from evalsuite.scoring import Marker, normalise, same_json, token_f1
+from evalsuite.scoring import Marker, normalise, same_json, token_f1, tokens
 from evalsuite.tasks import Task, parse_object
 
 LABELS = ("card_arrival", "Refund_not_showing_up", "lost-card")
@@ -146,6 +146,34 @@ def test_text_is_scored_by_overlap_first() -> None:
     got = scores(marker, [("The card is on its way", "the CARD is  on its way"), ("red kettle", "a kettle")])
     assert got["exact_match"] == 0.5
     assert got["token_f1"] == pytest.approx((1 + 0.5) / 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It is -5, not 5.1!", ["it", "is", "-5", "not", "5.1"]),
+        ("(C++) or C#?", ["c++", "or", "c#"]),
+        ("**Yes**, \u201cfor $5\u201d \u2014 50%.", ["yes", "for", "$5", "50%"]),
+        ("about .5 - \u22122", ["about", ".5", "-2"]),
+        ("我要退款。", ["我", "要", "退", "款"]),
+        ("カード100枚", ["カ", "ー", "ド", "100", "枚"]),
+        ("환불 요청", ["환불", "요청"]),
+        ("5 + 3", ["5", "+", "3"]),
+        ("don't", ["don't"]),
+        ("...", []),
+    ],
+)
+def test_tokens(text: str, expected: list[str]) -> None:
+    assert tokens(text) == expected
+
+
+@pytest.mark.parametrize(("one", "other"), [("-5", "5"), ("5.1", "1.5"), ("C++", "C"), ("猫", "犬")])
+def test_answers_that_differ_in_a_sign_share_no_token(one: str, other: str) -> None:
+    assert token_f1(one, other) == 0
+
+
+def test_text_without_spaces_overlaps_in_part() -> None:
+    assert token_f1("我要退款", "我要换货") == pytest.approx(0.5)
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

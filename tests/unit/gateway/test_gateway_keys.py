@@ -80,7 +80,8 @@ async def test_with_the_first_key_everybody_is(guarded: Bench) -> None:
             assert (status, code_of(answer)) == (401, "invalid_api_key"), path
             assert headers["www-authenticate"] == "Bearer"
     for path in ("/healthz", "/readyz"):
-        assert (await ask(guarded, None, path, method="GET"))[0] == 200
+        for method in ("GET", "HEAD"):
+            assert (await ask(guarded, None, path, method=method))[0] == 200
     assert before == (guarded.engine.stats.running, dict(guarded.engine.stats.paths))
     assert (await guarded.client.with_options(api_key=secret).models.list()).data
 

@@ -55,8 +55,13 @@ async def test_the_record_says_where_it_listens_and_goes_with_it(tmp_path: Path)
         assert record["pid"] == process.pid
         assert ProcessIdentity.read(record) == ProcessIdentity.of(process.pid)
         assert record["url"] == f"http://{record['host']}:{record['port']}"
-        async with aiohttp.ClientSession() as http, http.get(f"{record['url']}/healthz") as reply:
-            assert reply.status == 200
+        async with aiohttp.ClientSession() as http:
+            async with http.get(f"{record['url']}/healthz") as reply:
+                assert reply.status == 200
+            for path, status in (("healthz", 200), ("readyz", 503)):
+                async with http.head(f"{record['url']}/{path}") as reply:
+                    assert (reply.status, await reply.read()) == (status, b"")
+                    assert int(reply.headers["content-length"]) > 0
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 10) == 0
         assert not (tmp_path / "run" / "gateway.json").exists()

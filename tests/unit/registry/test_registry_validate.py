@@ -93,6 +93,8 @@ def test_an_adapter_of_zeros_is_recorded_as_such(tmp_path: Path, base: BaseIdent
         ({"r": 10**6}, "rank 1000000"),
         ({"lora_alpha": 0}, "lora_alpha"),
         ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, "alpha_pattern"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
         ({"rank_pattern": {"q_proj": 128}}, "rank 128"),
         ({"rank_pattern": {"(a+)+": 4}}, "pattern"),
@@ -132,17 +134,39 @@ def test_code_is_refused(tmp_path: Path, base: BaseIdentity, name: str) -> None:
 
 def test_what_trainers_leave_is_ignored_unread(tmp_path: Path, base: BaseIdentity) -> None:
     folder = write_adapter(tmp_path / "a")
-    for name in ("adapter_model.bin", "training_args.bin", "optimizer.pt", "zero_to_fp32.py", "x.tar.gz"):
+    names = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "zero_to_fp32.py")
+    for name in names:
         os.mkfifo(folder / name)  # whoever opened one would wait for ever
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "evil.py").write_text("raise SystemExit")
     (folder / "latest").symlink_to("/proc/self")
     note = validate_adapter(folder, base, 64).warnings[0]
-    assert note.startswith("ignored and not read: adapter_model.bin, checkpoint-10, latest and 4 more")
+    assert note.startswith("ignored and not read: checkpoint-10, latest, optimizer.pt and 4 more")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("adapter_model.bin", "beside adapter_model.safetensors it has adapter_model.bin, a pickle"),
+        ("adapter_model.pt", "adapter_model.pt, a pickle"),
+        ("adapter_model.pth", "adapter_model.pth, a pickle"),
+        ("x.tar.gz", "x.tar.gz is an archive"),
+        ("weights.ZIP", "weights.ZIP is an archive"),
+        ("a.7z", "a.7z is an archive"),
+    ],
+)
+def test_pickled_weights_and_archives_beside_the_two_files_are_refused_unread(
+    tmp_path: Path, base: BaseIdentity, name: str, reason: str
+) -> None:
+    folder = write_adapter(tmp_path / "a")
+    os.mkfifo(folder / name)  # whoever opened it would wait for ever
+    error = refusal(folder, base)
+    assert reason in error.message
+    assert "alone" in error.hint
 
 
 def test_only_a_pickle_says_how_to_save_instead(tmp_path: Path, base: BaseIdentity) -> None:
-    for name in ("adapter_model.bin", "adapter_model.pt"):
+    for name in ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth"):
         folder = write_adapter(tmp_path / name)
         (folder / "adapter_model.safetensors").rename(folder / name)
         error = refusal(folder, base)

@@ -94,11 +94,46 @@ def test_an_override_with_a_key_that_is_no_word_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["train.epochs", "train.learning_rate", "train.max_steps", "lora.rank", "name"]
+    "key",
+    [
+        *("train.epochs", "train.learning_rate", "train.max_steps", "lora.rank", "name"),
+        *("data.seed", "data.max_chars", "data.limit", "data.test_fraction", "data.train"),
+    ],
 )
 def test_true_is_no_number(key: str) -> None:
     with pytest.raises(RecipeError, match=rf"{key}: true and false are no values for this key"):
         Recipe.load(None, [f"{key}=true"])
+
+
+@pytest.mark.parametrize("key", ["base", "data.train", "data.test", "data.validation", "data.label_column"])
+def test_an_empty_text_is_no_file(key: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{key}: .* at least 1 character"):
+        Recipe.load(None, [f"{key}=''"])
+
+
+def test_a_field_that_no_row_has_names_the_nearest() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(None, ["data.columns={lable: a, text: 5}"])
+    assert (
+        "data.columns.lable is no field of a row (did you mean data.columns.label?)" in caught.value.message
+    )
+    assert "data.columns.text: Input should be a valid string (got 5)" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rate=x", "or 'auto' (got 'x')"),
+        ("data.format=x", "'auto', or 'chat'"),
+        ("lora.target_modules=5", "'all-linear', or a valid list (got 5)"),
+        ("lora.target_modules=[a b, c d]", "'all-linear'"),
+    ],
+)
+def test_a_key_of_several_kinds_has_one_problem(override: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(None, [override])
+    assert caught.value.message.count(override.partition("=")[0]) == 1
+    assert words in caught.value.message
 
 
 def test_switches_take_true_and_false() -> None:

@@ -1,0 +1,87 @@
+"""The edge of the command line: what is wrong becomes one line, for people or for scripts."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from support.commands import cause_and_hint, environment, tenon
+
+CRASHING = """
+import sys
+from deploy.cli import app, main
+from deploy.cli_stack import Json
+
+@app.command()
+def crash(as_json: Json = False) -> None:
+    raise LookupError("two\\nlines")
+
+main(sys.argv[1:])
+"""
+
+
+def crashing(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", CRASHING, *arguments],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("by_option", [False, True])
+def test_an_unforeseen_error_is_one_line_and_a_traceback_among_the_logs(
+    tmp_path: Path, by_option: bool
+) -> None:
+    home = tmp_path / "option" if by_option else tmp_path / "home"
+    done = crashing(tmp_path / "home", *(("--home", str(home)) if by_option else ()), "crash")
+    assert done.returncode == 1
+    cause, hint = cause_and_hint(done)
+    assert "LookupError: two lines" in cause
+    (log,) = (home / "logs").glob("crash-*.log")
+    assert str(log) in hint
+    assert "Traceback (most recent call last)" in log.read_text()
+
+
+def test_an_unforeseen_error_where_nothing_can_be_written_still_has_its_line(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("no folder")
+    done = crashing(tmp_path / "home", "crash")
+    assert done.returncode == 1
+    assert "could not be written" in cause_and_hint(done)[1]
+
+
+def test_an_unforeseen_error_is_json_for_a_script(tmp_path: Path) -> None:
+    done = crashing(tmp_path / "home", "crash", "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert json.loads(done.stderr)["error"]["code"] == "internal_error"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("deploy", "none@v1"), "version_not_found"),
+        (("train", "no.yaml"), "invalid_recipe"),
+        (("keys", "revoke", "none"), "key_not_found"),
+    ],
+)
+def test_an_error_is_json_for_a_script(tmp_path: Path, arguments: tuple[str, ...], code: str) -> None:
+    done = tenon(tmp_path / "home", *arguments, "--json")
+    assert done.stdout == ""
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert set(error) == {"code", "message", "hint"}
+    assert error["code"] == code
+
+
+def test_down_of_nothing_is_json_too(tmp_path: Path) -> None:
+    done = tenon(tmp_path / "home", "down", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"stopped": []})
+
+
+def test_version_and_examples(tmp_path: Path) -> None:
+    done = tenon(tmp_path / "home", "--version")
+    assert (done.returncode, done.stdout) == (0, f"tenon {version('tenon-llm')}{os.linesep}")
+    assert "Examples: tenon run" in tenon(tmp_path / "home", "--help").stdout

@@ -1,0 +1,86 @@
+"""Where the questions of an evaluation come from, after a run is over."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.pipeline import register
+from deploy.questions import from_data, prepare_in, recorded
+from evalsuite.load.adapters import write_adapter
+from evalsuite.tasks import read_questions, read_task
+from serve.config import Settings
+from serve.errors import DataError
+from serve.registry import Registry, Version
+from serve.registry.base import identify_base
+from train.launch import TrainResult
+from train.recipe import Recipe
+
+
+@pytest.fixture
+def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Version]:
+    """A version that was registered in a folder of its own, from a file that was named relative to it."""
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    lines = [f"message {number},{'ab'[number % 2]}" for number in range(20)]
+    Path("train.csv").write_text("\n".join(["text,label", *lines]))
+    settings = Settings.read(home=tmp_path / "home")
+    recipe = Recipe.load(None, ["data.train=train.csv", "data.system='One of: {labels}'"])
+    base = identify_base("tenon-tiny")
+    prepared = prepare_in(settings.home, recipe.data)
+    adapter = write_adapter(tmp_path / "adapter", base, seed=0)
+    result = TrainResult(tmp_path / "run", adapter, 1, None, {}, 1.0)
+    with Registry.of(settings) as registry:
+        yield register(settings, recipe, registry, prepared, base, result)
+
+
+def test_questions_are_read_from_any_folder_without_the_training_file(
+    tmp_path: Path, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert version.lineage.recipe is not None
+    assert version.lineage.recipe["data"]["train"] == str(tmp_path / "there" / "train.csv")
+    (tmp_path / "there" / "train.csv").unlink()
+    monkeypatch.chdir(tmp_path)
+    Path("q.csv").write_text("text,label\nnew one,b\nanother,c\nnew one,b\n")
+    asked = from_data(tmp_path / "home", version, Path("q.csv"))
+    assert not asked.evidence
+    task = read_task(asked.task)
+    assert task.labels == ("a", "b", "c")
+    questions = read_questions(asked.questions, task)
+    assert [(question.text, question.expected) for question in questions] == [
+        ("new one", "b"),
+        ("another", "c"),
+        ("new one", "b"),
+    ]
+    assert questions[0].messages[0].content == "One of: a, b"
+
+
+def test_questions_of_another_form_name_what_is_missing(tmp_path: Path, version: Version) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "x", "answer": "a"}\n')
+    with pytest.raises(DataError, match=r"q\.jsonl has no columns for the form labelled"):
+        from_data(tmp_path / "home", version, path)
+
+
+def test_held_out_questions_are_those_of_the_lineage(version: Version) -> None:
+    asked = recorded(version)
+    assert asked.evidence
+    assert len(read_questions(asked.questions, read_task(asked.task))) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_rows_that_were_changed_are_no_evidence(version: Version, split: str) -> None:
+    path = Path(version.lineage.files["test"]).with_name(f"{split}.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["completion"][0]["content"] = "b" if rows[0]["completion"][0]["content"] == "a" else "a"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="no longer those that were held out"):
+        recorded(version)
+
+
+def test_a_row_that_was_taken_away_is_missed(version: Version) -> None:
+    path = Path(version.lineage.files["test"])
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match="no longer those that were held out"):
+        recorded(version)
