@@ -20,7 +20,7 @@ def record_file(folder: Path, engine: str) -> Path:
 
 
 def used_file(folder: Path) -> Path:
-    """Where in ``run/`` the gateway says which adapters it uses: by engine, the least recently used first."""
+    """Where in ``run/`` the gateway says which adapters it uses; see :class:`~serve.engine.use.Use`."""
     return folder / "used.json"
 
 

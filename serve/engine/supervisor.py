@@ -24,6 +24,7 @@ from serve.engine.reconcile import Memory, reconcile
 from serve.engine.spec import EngineLimits, EngineSpec
 from serve.engine.state import FIRST, EngineState, StateFile
 from serve.engine.trouble import Troubles
+from serve.engine.use import Use
 from serve.engine.wishes import Room
 from serve.errors import (
     ConfigError,
@@ -118,7 +119,7 @@ class Supervisor:
             self._troubles,
         )
         self._elsewhere = frozenset(elsewhere) - {base.digest}
-        self._memory = Memory(exclusive=spec is not None)
+        self._memory = Memory(exclusive=spec is not None, crowded=announced)
         self._used_file = used_file
         self._crowded = False
         self._process: EngineProcess | None = None
@@ -261,6 +262,7 @@ class Supervisor:
             self._troubles.note(REGISTRY, error)
 
     async def _reconcile(self, client: EngineClient) -> None:
+        use = Use.read(self._used_file) if self._used_file is not None else Use()
         try:
             result = await reconcile(
                 self.registry,
@@ -269,7 +271,8 @@ class Supervisor:
                 self._served,
                 self._memory,
                 self._elsewhere,
-                Room(self._limits.max_cpu_loras, self._used()),
+                Room(self._limits.max_cpu_loras, use.order(self.engine_id)),
+                use.engaged(self.engine_id),
             )
         except EngineUnavailable as error:
             log.warning("reconciling stopped: %s", error)  # whether the engine is gone, the next look decides
@@ -291,12 +294,6 @@ class Supervisor:
             self._troubles.note(REGISTRY, result.unwritten)
         else:
             self._troubles.over(REGISTRY)
-
-    def _used(self) -> list[str]:
-        """What the gateway has used on this engine, the least recently first, as far as it says."""
-        told = read_json(self._used_file) if self._used_file is not None else {}
-        names = told.get(self.engine_id)
-        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     async def _after_death(self, error: TenonError) -> None:
         """Tell first, so that the gateway sends nothing more; then clear away what is left, then wait."""

@@ -44,7 +44,6 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
     metrics.show(_adapter_state(version, loaded) for version in ready)
     models, status = _cards(engines, aliases, ready), _status(engines, aliases, versions, loaded)
     status |= {"revision": revision, "routes": {name: route.public_name for name, route in routes.items()}}
-    pinned, prefetched = _kept(aliases, versions)
     return RouteTable(
         revision,
         engines,
@@ -54,8 +53,8 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
         status,
         sides=sides,
         held=loaded.held({str(version.ref): version.engine_name for version in ready}),
-        pinned=pinned,
-        prefetched=prefetched,
+        draining=loaded.draining,
+        pinned=_kept(aliases, versions),
     )
 
 
@@ -85,17 +84,11 @@ def _add_alias(
             sides[alias.name] = Sides(alias.name, weights, ready)
 
 
-def _kept(
-    aliases: Sequence[Alias], versions: Mapping[str, Version]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Engine names that engines keep whatever else they need: what answers now with what a rollback returns to,
-    and what an alias names without giving it conversations yet.
-    """
+def _kept(aliases: Sequence[Alias], versions: Mapping[str, Version]) -> tuple[str, ...]:
+    """Engine names of what answers now and of what a rollback returns to."""
     live = [version for alias in aliases for version, weight in alias.targets if weight]
     before = [versions[str(alias.previous)] for alias in aliases if str(alias.previous) in versions]
-    soon = [version for alias in aliases for version, weight in alias.targets if not weight]
-    pinned = dict.fromkeys(version.engine_name for version in [*live, *before])
-    return tuple(pinned), tuple(version.engine_name for version in soon)
+    return tuple(dict.fromkeys(version.engine_name for version in [*live, *before]))
 
 
 def _route(version: Version, loaded: Holdings, metrics: Metrics) -> Route:
