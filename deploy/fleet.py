@@ -64,7 +64,9 @@ class BaseEngines(BaseModel):
             engines = {"urls": tuple(settings.engine_urls)}
         return cls(**engines, **{name: getattr(settings, name) for name in names})
 
-    def spec(self, base: BaseIdentity, otlp_endpoint: str | None = None) -> EngineSpec:
+    def spec(
+        self, base: BaseIdentity, otlp_endpoint: str | None = None, *, cpu_lora: bool = True
+    ) -> EngineSpec:
         """How an engine of our own is started for it, which sends its traces to ``otlp_endpoint``."""
         return EngineSpec(
             model=base.path,
@@ -76,6 +78,7 @@ class BaseEngines(BaseModel):
             max_num_seqs=self.max_num_seqs,
             extra_args=tuple(shlex.split(self.engine_args)),
             otlp_endpoint=otlp_endpoint,
+            cpu_lora=cpu_lora,
         )
 
     @property
@@ -107,7 +110,9 @@ class PlannedEngine:
             self.base,
             state_file=record_file(settings.state, self.name),
             log_file=settings.logs / f"{self.name}.log",
-            spec=self.engines.spec(self.base, traces) if self.url is None else None,
+            spec=self.engines.spec(self.base, traces, cpu_lora=settings.cpu_lora)
+            if self.url is None
+            else None,
             engine_url=self.url,
             limits=self.engines.limits,
             start_timeout=settings.engine_start_timeout,

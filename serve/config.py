@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     engine_args: str = Field(
         "", description="further arguments for the vLLM server, as a shell would split them"
     )
+    cpu_lora: bool = Field(True, description="compute LoRA on a CPU with our own code instead of vLLM's")
     engine_start_timeout: float = Field(600.0, gt=0, description="seconds to wait for the engine to be ready")
     grammars: bool = Field(False, description="let requests constrain answers by regexes and grammars")
     media: str = Field(

@@ -42,7 +42,7 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
         sides.pop(base, None)
         routes[base] = Route(base, base, metrics.meters(base, base), base=base)
     metrics.show(_adapter_state(version, loaded) for version in ready)
-    models, status = _cards(engines, aliases, ready), _status(engines, aliases, versions, loaded)
+    models, status = _cards(engines, aliases, ready, loaded), _status(engines, aliases, versions, loaded)
     status |= {"revision": revision, "routes": {name: route.public_name for name, route in routes.items()}}
     return RouteTable(
         revision,
@@ -111,8 +111,14 @@ def _policy(alias: Alias) -> SamplingPolicy | None:
         return None if any(part in alias.sampling for part in PARTS) else NO_POLICY
 
 
-def _cards(engines: Engines, aliases: Sequence[Alias], ready: Sequence[Version]) -> dict[str, dict[str, Any]]:
-    """The entries of ``/v1/models``: the bases, then aliases, then pinned versions, each by name."""
+def _cards(
+    engines: Engines, aliases: Sequence[Alias], ready: Sequence[Version], loaded: Holdings
+) -> dict[str, dict[str, Any]]:
+    """The entries of ``/v1/models``: the bases, then aliases, then pinned versions, each by name.
+
+    A version's parent is its base under the name that engines serve it by, which is the id of the base's own entry.
+    """
+    served = {view.record.get("base_digest"): view.base_name for view in engines.values()}
 
     def card(name: str, created: float, version: Version | None) -> dict[str, Any]:
         return {
@@ -120,10 +126,13 @@ def _cards(engines: Engines, aliases: Sequence[Alias], ready: Sequence[Version])
             "object": "model",
             "created": int(created),
             "owned_by": "tenon",
-            "parent": version.base_name if version else None,
+            "parent": parent(version) if version else None,
             "version": str(version.ref) if version else None,
             "digest": version.digest if version else None,
         }
+
+    def parent(version: Version) -> str:
+        return loaded.base(str(version.ref), served.get(version.base_digest, version.base_name))
 
     cards: dict[str, dict[str, Any]] = {}
     for engine in engines.values():

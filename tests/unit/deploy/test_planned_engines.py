@@ -7,6 +7,7 @@ import pytest
 from deploy.fleet import BaseEngines, planned, read_fleet
 from serve.config import Settings
 from serve.errors import ConfigError
+from serve.registry import Registry
 from serve.registry.base import resolve_model
 
 
@@ -35,6 +36,15 @@ def test_one_engine_by_default_as_the_settings_say(tmp_path: Path) -> None:
     assert (engine.name, engine.url, engine.base.name) == ("engine", None, "tenon-tiny")
     spec = engine.engines.spec(engine.base)
     assert (spec.max_loras, spec.max_num_seqs, spec.extra_args) == (2, 7, ("--seed", "3"))
+
+
+def test_our_code_for_cpus_is_off_by_setting_for_every_base(tmp_path: Path) -> None:
+    path = fleet(tmp_path, f"- model: {second(tmp_path)}\n")
+    for given, used in (({}, True), ({"cpu_lora": False}, False)):
+        chosen = settings(tmp_path, fleet=path, **given)
+        with Registry.open(tmp_path / "home") as registry:
+            specs = [engine.supervisor(chosen, registry, ()).spec for engine in planned(chosen)]
+        assert [spec.cpu_lora for spec in specs if spec is not None] == [used, used]
 
 
 def test_replicas_and_urls_have_names_that_stay(tmp_path: Path) -> None:

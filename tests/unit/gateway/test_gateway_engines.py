@@ -292,3 +292,25 @@ async def test_engines_of_other_machines_are_asked_where_the_registry_is_shared(
         assert len(far.bodies) == 1
         await until(lambda: list(bench.source.table.engines) == ["engine"])  # nobody has seen it for a while
         assert (await chat(bench))[0] == 503
+
+
+async def test_the_parent_of_a_card_is_the_id_of_its_base_under_whatever_name_it_is_served(
+    bench: Bench,
+) -> None:
+    """An attached engine may serve our base by its hub id, also while a version is not loaded yet."""
+    bench.engine.base_name = hub = "Qwen/Qwen3-0.6B"
+    bench.tell_engine(base_digest=bench.base.digest)
+    await until(lambda: bench.source.table.engine.base_name == hub)
+    await bench.deploy()
+    late = bench.register("late")
+    bench.registry.set_alias("late", late.ref)
+    await bench.follow()
+    cards = bench.source.table.models
+    assert {name: card["parent"] for name, card in cards.items()} == {
+        hub: None,
+        "support": hub,
+        "support@v1": hub,
+        "late": hub,
+    }
+    status, answer = await chat(bench, model=f"ft:{hub}:support")
+    assert (status, answer["model"]) == (200, "support@v1")
