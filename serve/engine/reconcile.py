@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from serve.engine.client import EngineClient
+from serve.engine.interface import AdapterEngine
 from serve.engine.probe import probe_effect
 from serve.engine.wishes import NO_ROOM, Room, Wishes
 from serve.errors import AdapterLoadFailed, StorageError
@@ -137,7 +137,7 @@ class Reconciliation:
 
 async def reconcile(
     registry: Registry,
-    client: EngineClient,
+    client: AdapterEngine,
     engine_id: str,
     base: Base,
     memory: Memory | None = None,
@@ -168,7 +168,7 @@ class _Pass:
     def __init__(
         self,
         registry: Registry,
-        client: EngineClient,
+        client: AdapterEngine,
         engine_id: str,
         base: Base,
         memory: Memory,
@@ -186,7 +186,7 @@ class _Pass:
         self.desired = {version.engine_name: version for version in wishes.loaded}
         self.left_out = {version.engine_name: ("pending", NO_ROOM) for version in wishes.left_out}
         self.result.excess = wishes.excess
-        self.actual = set(await self.client.models()) - {self.base.name}
+        self.actual = {card.name for card in await self.client.list()} - {self.base.name}
         self.known = {engine_name: ref for ref, (engine_name, _) in rows.items()}
         for engine_name, version in self.desired.items():
             self.states[str(version.ref)] = self._state(engine_name, rows.get(str(version.ref)))

@@ -15,6 +15,7 @@ from typing import Literal
 
 import psutil
 
+from serve.engine.limits import EngineLimits
 from serve.errors import ConfigError
 from serve.telemetry import PROTOCOL
 
@@ -76,15 +77,6 @@ USUAL_SEQUENCES: Mapping[Device, int] = {"cpu": 128, "cuda": 256}
 
 
 @dataclass(frozen=True)
-class EngineLimits:
-    """What an engine does at once: distinct adapters, and requests; and how many adapters it keeps in memory."""
-
-    max_loras: int = 4
-    max_cpu_loras: int = 16
-    max_num_seqs: int = 256
-
-
-@dataclass(frozen=True)
 class EngineSpec:
     """One engine; two specs that are equal but for the port serve alike.
 
@@ -97,8 +89,8 @@ class EngineSpec:
     model: Path
     base_name: str
     port: int = 0
-    max_loras: int = 4
-    max_cpu_loras: int = 16
+    max_loras: int = EngineLimits.max_loras
+    max_cpu_loras: int = EngineLimits.max_cpu_loras
     max_lora_rank: int = 64
     max_model_len: int | None = None
     max_num_seqs: int | None = None

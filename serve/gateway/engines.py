@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from yarl import URL
 
-from serve.engine.client import EngineClient
+from serve.engine.openai import client_of
 from serve.errors import EngineUnavailable
 from serve.gateway.balance.member import EngineInfo
 from serve.gateway.balance.pool import EnginePool, time_passes
@@ -58,7 +58,7 @@ class Engines:
         view = self._table.engines.get(engine)
         if view is None:
             return False
-        async with EngineClient(view.url, health_timeout=PROBE_SECONDS) as client:
+        async with client_of(view.kind, view.url, health_timeout=PROBE_SECONDS) as client:
             return await client.health()
 
     def pool(self, base: str) -> EnginePool:

@@ -53,6 +53,16 @@ class EngineView:
         """Whether requests may be sent there."""
         return bool(self.url) and self.state == "ready"
 
+    @property
+    def kind(self) -> str:
+        """``vllm``, or ``openai`` for a server that adapters are not loaded into."""
+        return str(self.record.get("kind") or "vllm")
+
+    @property
+    def served(self) -> Mapping[str, str]:
+        """Of a server that is only asked: public names with what it calls them."""
+        return self.record.get("served") or NOTHING
+
     @cached_property
     def limits(self) -> Limits:
         """How much the engine takes at once."""
@@ -76,7 +86,7 @@ class EngineView:
 class Route:
     """Where one public name leads; answers say ``public_name`` where the engine says ``engine_name``.
 
-    ``base`` is the base by whose engines it is answered.
+    ``base`` is the base by whose engines it is answered, ``salted`` whether these are vLLM's, which take a salt.
     """
 
     public_name: str
@@ -84,6 +94,7 @@ class Route:
     meters: Meters
     policy: SamplingPolicy = NO_POLICY
     base: str = ""
+    salted: bool = True
 
     @property
     def adapter(self) -> str | None:

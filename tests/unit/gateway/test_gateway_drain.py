@@ -9,7 +9,7 @@ import pytest
 from gateway_harness import ENGINE, MESSAGES, Bench, until
 
 from serve.engine.fake import Fault
-from serve.engine.spec import EngineLimits
+from serve.engine.limits import GivenLimits
 from serve.engine.state import used_file
 from serve.engine.supervisor import Supervisor
 from serve.engine.use import Use
@@ -77,7 +77,7 @@ async def supervised(bench: Bench, **limits: int) -> AsyncIterator[Supervisor]:
         state_file=bench.home / "run" / "engine.json",
         log_file=bench.home / "engine.log",
         engine_url=bench.engine.url,
-        limits=EngineLimits(**limits),
+        limits=GivenLimits(**limits),
         used_file=used_file(bench.home / "run"),
     )
     stop = asyncio.Event()
