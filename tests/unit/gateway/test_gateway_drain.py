@@ -1,12 +1,10 @@
 """A version that nobody wants any more stays on its engine for the requests that were routed to it before."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from gateway_harness import ENGINE, MESSAGES, Bench, until
+from gateway_harness import ENGINE, MESSAGES, Bench, kept, until
 
 from serve.engine.fake import Fault
 from serve.engine.limits import GivenLimits
@@ -68,10 +66,9 @@ async def test_who_waits_for_what_is_gone_is_told_by_its_public_name(bench: Benc
     assert set(texts) == {"no engine holds support@v1 at this moment; try again shortly"}
 
 
-@asynccontextmanager
-async def supervised(bench: Bench, **limits: int) -> AsyncIterator[Supervisor]:
+def supervisor(bench: Bench, **limits: int) -> Supervisor:
     """A real supervisor beside the gateway, attached to the fake engine."""
-    supervisor = Supervisor(
+    return Supervisor(
         bench.registry,
         bench.base,
         state_file=bench.home / "run" / "engine.json",
@@ -80,13 +77,6 @@ async def supervised(bench: Bench, **limits: int) -> AsyncIterator[Supervisor]:
         limits=GivenLimits(**limits),
         used_file=used_file(bench.home / "run"),
     )
-    stop = asyncio.Event()
-    running = asyncio.create_task(supervisor.run(stop))
-    try:
-        yield supervisor
-    finally:
-        stop.set()
-        await running
 
 
 @pytest.mark.timeout(60)
@@ -96,7 +86,7 @@ async def test_no_request_fails_when_its_version_is_unloaded_behind_a_queue(benc
     bench.registry.set_alias("support", first.ref)
     for version in (second, third):
         bench.registry.want(version.ref)
-    async with supervised(bench, max_loras=1, max_num_seqs=1):
+    async with kept(supervisor(bench, max_loras=1, max_num_seqs=1)):
         for version in (first, second, third):
             await until(lambda version=version: str(version.ref) in bench.source.table.routes, 20)
         bench.engine.faults = [Fault("slow_prefill", model=first.engine_name, seconds=SLOW, times=-1)]

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from gateway_harness import MESSAGES, Bench, until
+from gateway_harness import MESSAGES, Bench, kept, until
 
 from deploy.serving import engines_up
 from deploy.status import engine_part
@@ -29,17 +29,11 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeEngine]:
         yield engine
 
 
-@asynccontextmanager
-async def watched(bench: Bench, server: FakeEngine, names: Mapping[str, str]) -> AsyncIterator[Watcher]:
+def watched(
+    bench: Bench, server: FakeEngine, names: Mapping[str, str]
+) -> AbstractAsyncContextManager[Watcher]:
     path = bench.home / "run" / "engines" / "big.json"
-    watching = Watcher("big", server.url, names, state_file=path, engine_id="big", max_num_seqs=2)
-    stop = asyncio.Event()
-    task = asyncio.create_task(watching.run(stop))
-    try:
-        yield watching
-    finally:
-        stop.set()
-        await task
+    return kept(Watcher("big", server.url, names, state_file=path, engine_id="big", max_num_seqs=2))
 
 
 def known(bench: Bench, state: str) -> bool:
