@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.fleet import PlannedEngine, planned
+from deploy.fleet import planned, planned_servers
 from deploy.processes import end, ending, recorded, spawn
 from serve.config import PREFIX, Settings
 from serve.engine.process import end_recorded
@@ -167,10 +167,12 @@ async def control(settings: Settings) -> None:
         loop.add_signal_handler(number, stop_gateway.set)
     with Registry.of(settings) as registry:
         plan = planned(settings)
-        await retire(settings, registry, plan)
+        servers = planned_servers(settings, plan)
+        await retire(settings, registry, [part.name for part in plan] + [part.name for part in servers])
         bases = {engine.base.digest for engine in plan}
         supervisors = [engine.supervisor(settings, registry, bases) for engine in plan]
         engines = [asyncio.create_task(supervisor.run(stop)) for supervisor in supervisors]
+        engines += [asyncio.create_task(server.watcher(settings).run(stop)) for server in servers]
         gateway = asyncio.create_task(GatewayKeeper(settings).run(stop_gateway))
         try:
             await asyncio.wait({*engines, gateway}, return_when=asyncio.FIRST_COMPLETED)
@@ -181,9 +183,9 @@ async def control(settings: Settings) -> None:
             await asyncio.gather(*engines)
 
 
-async def retire(settings: Settings, registry: Registry, plan: Sequence[PlannedEngine]) -> None:
-    """End the engines of an earlier stack that this one has no more, and forget what they held."""
-    kept, gone = {engine.name for engine in plan}, set()
+async def retire(settings: Settings, registry: Registry, kept: Collection[str]) -> None:
+    """End the engines of an earlier stack that are not ``kept``, and forget what they held."""
+    gone = set()
     for name, path in record_files(settings.state).items():
         if name not in kept:
             log.info("engine %s is not part of the stack any more", name)
@@ -192,7 +194,7 @@ async def retire(settings: Settings, registry: Registry, plan: Sequence[PlannedE
             gone.add(str(record.get("engine_id") or name))
             path.unlink(missing_ok=True)
     if not registry.shared:  # nobody else has engines in this registry
-        gone |= {row.engine for row in registry.loaded()} - kept
+        gone |= {row.engine for row in registry.loaded()} - set(kept)
     try:
         if registry.shared:
             seen = {engine.name for engine in registry.engines(within=LONG_GONE)}

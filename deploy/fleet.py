@@ -5,6 +5,9 @@
 - model: org/base-8b
   urls: [http://gpu-1:8000, http://gpu-2:8000]
   max_loras: 8
+- kind: openai
+  base: other-70b
+  url: http://gpu-3:8080
 """
 
 import difflib
@@ -13,19 +16,32 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from serve.config import Rank, Settings
-from serve.engine.spec import EngineLimits, EngineSpec
+from serve.engine.limits import EngineLimits, GivenLimits
+from serve.engine.openai import KIND, SERVED
+from serve.engine.spec import EngineSpec
 from serve.engine.state import FIRST, record_file, used_file
 from serve.engine.supervisor import Supervisor
+from serve.engine.watcher import Watcher
 from serve.errors import ConfigError
 from serve.net import is_local
 from serve.registry import Registry
-from serve.registry.base import BaseIdentity, identify_base
+from serve.registry.base import BaseIdentity, identify_base, safe_name
 from serve.telemetry import traces_endpoint
 
 HINT = "see docs/serving.md for the format"
@@ -36,11 +52,12 @@ class BaseEngines(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["vllm"] = "vllm"
     model: str = Field(min_length=1)
     replicas: int = Field(1, ge=1, le=64)
     urls: tuple[str, ...] = ()
-    max_loras: int = Field(4, ge=1)
-    max_cpu_loras: int = Field(16, ge=1)
+    max_loras: int | None = Field(None, ge=1)
+    max_cpu_loras: int | None = Field(None, ge=1)
     max_num_seqs: int | None = Field(None, ge=1)
     max_lora_rank: Rank = 64
     max_model_len: int | None = Field(None, ge=16)
@@ -58,32 +75,76 @@ class BaseEngines(BaseModel):
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The base that the settings themselves name."""
-        names = set(cls.model_fields) - {"urls", "replicas"}
+        names = set(cls.model_fields) - {"kind", "urls", "replicas"}
         engines: dict[str, Any] = {"replicas": settings.replicas}
         if settings.engine_urls:
             engines = {"urls": tuple(settings.engine_urls)}
         return cls(**engines, **{name: getattr(settings, name) for name in names})
 
-    def spec(self, base: BaseIdentity, otlp_endpoint: str | None = None) -> EngineSpec:
+    def spec(
+        self, base: BaseIdentity, otlp_endpoint: str | None = None, *, cpu_lora: bool = True
+    ) -> EngineSpec:
         """How an engine of our own is started for it, which sends its traces to ``otlp_endpoint``."""
+        max_loras = self.max_loras or EngineLimits.max_loras
         return EngineSpec(
             model=base.path,
             base_name=base.name,
-            max_loras=self.max_loras,
-            max_cpu_loras=self.max_cpu_loras,
+            max_loras=max_loras,
+            max_cpu_loras=self.max_cpu_loras or max(EngineLimits.max_cpu_loras, max_loras),
             max_lora_rank=self.max_lora_rank,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             extra_args=tuple(shlex.split(self.engine_args)),
             otlp_endpoint=otlp_endpoint,
+            cpu_lora=cpu_lora,
         )
 
     @property
-    def limits(self) -> EngineLimits:
-        """What its attached engines do at once."""
-        return EngineLimits(
-            self.max_loras, self.max_cpu_loras, self.max_num_seqs or EngineLimits.max_num_seqs
-        )
+    def limits(self) -> GivenLimits:
+        """What is said of its attached engines."""
+        return GivenLimits(self.max_loras, self.max_cpu_loras, self.max_num_seqs)
+
+
+class OpenAIServer(BaseModel):
+    """A server that speaks OpenAI's routes alone; ``names`` are public names with what it calls them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["openai"]
+    base: str = Field(min_length=1)
+    url: str = Field(min_length=1)
+    names: dict[str, str] = {}
+    max_num_seqs: int | None = Field(None, ge=1)
+
+    @field_validator("base")
+    @classmethod
+    def _base_has_a_name(cls, value: str) -> str:
+        if safe_name(value) != value:
+            raise ValueError(f"is no name for a base: write it as {safe_name(value)}")
+        return value
+
+    @field_validator("names")
+    @classmethod
+    def _names_can_be_public(cls, value: dict[str, str]) -> dict[str, str]:
+        if bad := [name for name in value if not SERVED.fullmatch(name)]:
+            raise ValueError(f"{', '.join(map(repr, bad))}: use letters, digits and . _ : / @ - only")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_that_of_the_server(cls, value: str) -> str:
+        return value.rstrip("/").removesuffix("/v1")
+
+
+def _kind(entry: Any) -> Any:
+    return entry.get("kind", "vllm") if isinstance(entry, dict) else "vllm"
+
+
+Entry = Annotated[
+    Annotated[BaseEngines, Tag("vllm")] | Annotated[OpenAIServer, Tag(KIND)], Discriminator(_kind)
+]
+KEYS = {"vllm": BaseEngines.model_fields, KIND: OpenAIServer.model_fields}
+"""What may stand in an entry of each kind."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +168,9 @@ class PlannedEngine:
             self.base,
             state_file=record_file(settings.state, self.name),
             log_file=settings.logs / f"{self.name}.log",
-            spec=self.engines.spec(self.base, traces) if self.url is None else None,
+            spec=self.engines.spec(self.base, traces, cpu_lora=settings.cpu_lora)
+            if self.url is None
+            else None,
             engine_url=self.url,
             limits=self.engines.limits,
             start_timeout=settings.engine_start_timeout,
@@ -118,6 +181,26 @@ class PlannedEngine:
         )
 
 
+@dataclass(frozen=True)
+class PlannedServer:
+    """One server that is only asked; ``name`` is used for its files, too."""
+
+    name: str
+    server: OpenAIServer
+
+    def watcher(self, settings: Settings) -> Watcher:
+        """What tells how it does."""
+        server = self.server
+        return Watcher(
+            server.base,
+            server.url,
+            server.names,
+            state_file=record_file(settings.state, self.name),
+            engine_id=self.name,
+            max_num_seqs=server.max_num_seqs,
+        )
+
+
 def planned(settings: Settings) -> list[PlannedEngine]:
     """Every engine that a stack is to have; raises ConfigError and BaseModelError.
 
@@ -125,7 +208,8 @@ def planned(settings: Settings) -> list[PlannedEngine]:
     """
     found: dict[str, PlannedEngine] = {}
     bases: dict[str, str] = {}
-    for engines in [BaseEngines.of(settings), *read_fleet(settings.fleet)]:
+    further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
+    for engines in [BaseEngines.of(settings), *further]:
         base = identify_base(engines.model)
         if base.name in bases:
             raise ConfigError(
@@ -143,13 +227,29 @@ def planned(settings: Settings) -> list[PlannedEngine]:
     return list(found.values())
 
 
-def read_fleet(path: Path | None) -> list[BaseEngines]:
+def planned_servers(settings: Settings, engines: Iterable[PlannedEngine]) -> list[PlannedServer]:
+    """The servers that a stack asks beside its ``engines``, called after their bases; raises ConfigError."""
+    names = {name for engine in engines for name in (engine.name, engine.base.name)}
+    found: list[PlannedServer] = []
+    for entry in read_fleet(settings.fleet):
+        if isinstance(entry, OpenAIServer):
+            if entry.base in names:
+                raise ConfigError(
+                    f"two entries are called {entry.base}",
+                    "give the base of one another name, and map it by names",
+                )
+            names.add(entry.base)
+            found.append(PlannedServer(entry.base, entry))
+    return found
+
+
+def read_fleet(path: Path | None) -> list[BaseEngines | OpenAIServer]:
     """Read the file of further bases; without one there are none. Raises ConfigError with every problem."""
     if path is None:
         return []
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TypeAdapter(list[BaseEngines]).validate_python(content or [])
+        return TypeAdapter(list[Entry]).validate_python(content or [])
     except OSError as error:
         raise ConfigError(
             f"the fleet in {path} cannot be read: {error.strerror}", "check TENON_FLEET"
@@ -163,8 +263,12 @@ def read_fleet(path: Path | None) -> list[BaseEngines]:
 
 
 def _problem(item: Mapping[str, Any]) -> str:
-    place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in item["loc"]) or "the file"
+    kinds = [part for part in item["loc"][1:2] if part in KEYS]  # pydantic's word, not the file's
+    path = [*item["loc"][:1], *item["loc"][1 + len(kinds) :]]
+    place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in path) or "the file"
+    if item["type"] == "union_tag_invalid":
+        return f"{place}.kind: is neither vllm nor openai"
     if item["type"] != "extra_forbidden":
         return f"{place}: {item['msg'].removeprefix('Value error, ')}"
-    near = difflib.get_close_matches(str(item["loc"][-1]), BaseEngines.model_fields, 1)
+    near = difflib.get_close_matches(str(item["loc"][-1]), KEYS[kinds[0]], 1)
     return f"{place}: no such key" + (f" (did you mean {near[0]}?)" if near else "")

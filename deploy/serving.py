@@ -13,6 +13,7 @@ from typing import Any
 from deploy.net import get_json
 from deploy.status import require_up
 from serve.config import Settings
+from serve.engine.openai import KIND
 from serve.engine.state import record_files
 from serve.errors import (
     AdapterLoadFailed,
@@ -106,7 +107,9 @@ def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str
     able = [
         name
         for name, record in records.items()
-        if record.get("state") == "ready" and record.get("base_digest") in (None, base_digest)
+        if record.get("state") == "ready"
+        and record.get("base_digest") in (None, base_digest)
+        and record.get("kind") != KIND  # which loads nothing
     ]
     return set(records), able
 

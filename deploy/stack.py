@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.controller import GATEWAY_GRACE, stack_file, write_stack
-from deploy.fleet import planned
+from deploy.fleet import planned, planned_servers
 from deploy.net import answers
 from deploy.processes import end, recorded, spawn
 from deploy.status import Status, processes, status
@@ -82,7 +82,7 @@ def start_controller(settings: Settings, before: Status) -> "subprocess.Popen[by
     """Write what is wanted and start a controller; it adopts an engine and a gateway that still live."""
     if before.gateway.pid is None:
         check_gateway(settings)
-    planned(settings)
+    planned_servers(settings, planned(settings))
     write_stack(settings)
     (settings.state / "gateway-exit.json").unlink(missing_ok=True)
     return spawn("deploy.controller", "--home", str(settings.home), log=settings.logs / "controller.log")
@@ -128,7 +128,8 @@ def wait_until_up(
     tries = {
         name: 0 if child is not None else int(was.get("restarts", 0)) + 1 for name, was in before.items()
     }
-    names = [engine.name for engine in planned(settings)]
+    plan = planned(settings)
+    names = [part.name for part in plan] + [part.name for part in planned_servers(settings, plan)]
     while time.monotonic() < deadline:
         now = processes(settings.home)
         failed = failures(settings, started, tries)
@@ -171,15 +172,20 @@ def raise_failure(
 ) -> None:
     """Raise what the engines of a base or the gateway failed with since ``started``."""
     records = {name: read_json(path) for name, path in record_files(settings.state).items()}
-    hopeful = {engine.get("base_digest") for name, engine in records.items() if name not in failed}
+    hopeful = {base_of(engine) for name, engine in records.items() if name not in failed}
     for name, engine in failed.items():
-        if engine.get("base_digest") not in hopeful:
+        if base_of(engine) not in hopeful:
             log = settings.logs / f"{name}.log"
             raise EngineStartFailed(engine["error"], engine.get("hint") or f"see {log}")
     gateway = read_json(settings.state / "gateway-exit.json")
     if gateway.get("failures", 0) > 1 and gateway["at"] >= started:
         log = settings.logs / "gateway.log"
         raise Unavailable(f"the gateway does not start: {last_line(log)}", f"see {log}")
+
+
+def base_of(engine: Mapping[str, Any]) -> object:
+    """What joins the engines of a base: its digest, or its name where nobody but a server knows it."""
+    return engine.get("base_digest") or engine.get("base_name")
 
 
 def last_line(log: Path) -> str:

@@ -9,6 +9,7 @@ from deploy.controller import read_stack
 from deploy.net import answers
 from deploy.processes import ending, recorded
 from serve.config import Settings
+from serve.engine.openai import KIND
 from serve.engine.state import FIRST, record_files
 from serve.errors import NotUp, StorageError
 from serve.net import url_of
@@ -109,10 +110,12 @@ def engine_part(path: Path) -> Part:
         notes.append(f"last one {ending(int(details['last_exit']))}")
     if details.get("attached"):
         notes.append(f"attached to {details['url']}")
+        notes += filter(None, [details.get("warning")])
     elif pid is None and known in ("ready", "starting"):
         known = "down"
     if known == "ready":
-        known = "running" if answers(f"{details['url']}/health") else "not answering"
+        paths = ("/health", "/v1/models") if details.get("kind") == KIND else ("/health",)
+        known = "running" if any(answers(details["url"] + path) for path in paths) else "not answering"
     return Part({"backoff": "restarting"}.get(known, known), pid, "; ".join(notes))
 
 

@@ -63,8 +63,10 @@ class Settings(BaseSettings):
     )
     replicas: int = Field(1, ge=1, le=64, description="engines of our own that serve the base")
     fleet: Path | None = Field(None, description="YAML file of further bases and their engines")
-    max_loras: int = Field(4, ge=1, description="distinct adapters that the engine computes in one step")
-    max_cpu_loras: int = Field(16, ge=1, description="adapters that the engine keeps in memory")
+    max_loras: int | None = Field(
+        None, ge=1, description="distinct adapters that the engine computes in one step"
+    )
+    max_cpu_loras: int | None = Field(None, ge=1, description="adapters that the engine keeps in memory")
     max_num_seqs: int | None = Field(None, ge=1, description="requests that the engine computes at once")
     max_lora_rank: Rank = Field(64, description="highest rank that the engine can load")
     max_adapter_mib: int = Field(2048, ge=1, description="largest weight file that a source may send, in MiB")
@@ -82,6 +84,7 @@ class Settings(BaseSettings):
     engine_args: str = Field(
         "", description="further arguments for the vLLM server, as a shell would split them"
     )
+    cpu_lora: bool = Field(True, description="compute LoRA on a CPU with our own code instead of vLLM's")
     engine_start_timeout: float = Field(600.0, gt=0, description="seconds to wait for the engine to be ready")
     grammars: bool = Field(False, description="let requests constrain answers by regexes and grammars")
     media: str = Field(

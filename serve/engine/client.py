@@ -1,32 +1,25 @@
-"""What Tenon asks of an engine: health, what is loaded, load, unload, log-probabilities."""
+"""What Tenon asks of vLLM: health, what is loaded, load, unload, log-probabilities, metrics."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import aiohttp
 import orjson
+from prometheus_client.parser import text_string_to_metric_families
 
+from serve.engine.interface import ModelCard, Sample
 from serve.errors import AdapterLoadFailed, EngineUnavailable
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What taking apart an answer raises that is no JSON or not of the shape that was expected."""
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """One entry of the engine's ``/v1/models``; an adapter's ``parent`` is its base, a base has none."""
-
-    name: str
-    root: str
-    parent: str | None
-    max_model_len: int | None
-
-
 class EngineClient:
-    """The control side of one engine, over HTTP; closes its connections at the end of its ``async with``.
+    """The control side of one vLLM engine, over HTTP; an :class:`~serve.engine.interface.AdapterEngine`.
+
+    It closes its connections at the end of its ``async with``.
 
     Every call raises :class:`EngineUnavailable` when the engine cannot be reached, takes longer than
     ``timeout`` seconds (a load: ``load_timeout``, health: ``health_timeout``) or answers what no vLLM server
@@ -62,7 +55,7 @@ class EngineClient:
             return False
         return status == 200
 
-    async def cards(self) -> list[ModelCard]:
+    async def list(self) -> Sequence[ModelCard]:
         """The base and all adapters that the API server knows, in the engine's order."""
         path = "/v1/models"
         status, answer = await self._ask("GET", path)
@@ -80,9 +73,22 @@ class EngineClient:
             f"{self.url}{path} answered {status}: {error_text(answer)}", "is it a vLLM server?"
         )
 
-    async def models(self) -> list[str]:
+    async def models(self) -> Sequence[str]:
         """The names of the base and of all loaded adapters."""
-        return [card.name for card in await self.cards()]
+        return [card.name for card in await self.list()]
+
+    async def metrics(self) -> Sequence[Sample]:
+        """What ``/metrics`` says; nothing where that is missing or not in Prometheus' form."""
+        status, answer = await self._ask("GET", "/metrics")
+        if status != 200:
+            return []
+        try:
+            families = text_string_to_metric_families(answer.decode(errors="replace"))
+            return [
+                Sample(sample.name, sample.labels, sample.value) for f in families for sample in f.samples
+            ]
+        except MALFORMED:
+            return []
 
     async def load(self, engine_name: str, path: Path) -> float:
         """Load the adapter in ``path`` under ``engine_name`` and return the seconds that it took.
@@ -107,7 +113,7 @@ class EngineClient:
 
     async def next_logprobs(
         self, model: str, prompts: Sequence[str], most: int = 20
-    ) -> list[dict[str, float]]:
+    ) -> Sequence[dict[str, float]]:
         """The log-probabilities (natural, ≤ 0) of the ``most`` likeliest next tokens after each prompt.
 
         The prompts are asked one after the other: beside each other the numbers would differ in bfloat16.

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -59,8 +60,8 @@ class FakeEngine:
 
     Attributes: ``url``, ``port``, ``adapters`` (engine name → path), ``faults``, ``stats``, ``bodies`` (the
     bodies of all requests to models, oldest first), ``headers`` (those of the last requests to anything),
-    ``lacks`` (path → status of routes that it does not have). All may be read and changed by a test while the
-    server runs.
+    ``lacks`` (path → status of routes that it does not have), ``max_loras`` (what its metrics tell of its slots,
+    from the first request on; None: nothing). All may be read and changed by a test while the server runs.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class FakeEngine:
         answer: Answer | None = None,
         faults: Sequence[Fault] = (),
         max_lora_rank: int = 64,
+        max_loras: int | None = None,
         max_model_len: int = 1024,
         seconds_per_token: float = 0.0,
     ) -> None:
@@ -85,6 +87,7 @@ class FakeEngine:
         self.answer = answer
         self.faults = list(faults)
         self.max_lora_rank = max_lora_rank
+        self.max_loras = max_loras
         self.max_model_len = max_model_len
         self.seconds_per_token = seconds_per_token
         self.stats = Stats()
@@ -161,7 +164,11 @@ class FakeEngine:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         label = f'{{engine="0",model_name="{self.base_name}"}}'
-        return web.Response(text=f"vllm:num_requests_running{label} {float(self.stats.running)}\n")
+        text = f"vllm:num_requests_running{label} {float(self.stats.running)}\n"
+        if self.max_loras is not None and self.stats.requests:  # as vLLM, not before the first request
+            label = f'{{max_lora="{self.max_loras}",running_lora_adapters="",waiting_lora_adapters=""}}'
+            text += f"vllm:lora_requests_info{label} {time.time()}\n"
+        return web.Response(text=text)
 
     async def _models(self, _: web.Request) -> web.Response:
         cards = [answers.model_card(self.base_name, self.base_root, None, self.max_model_len)]

@@ -2,7 +2,7 @@
 
 
 def register() -> None:
-    """Have vLLM compute LoRA on a CPU with our code; ``VLLM_PLUGINS=`` (empty) turns it off."""
+    """Have vLLM compute LoRA on a CPU with our code; ``TENON_CPU_LORA=false`` turns it off."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():

@@ -14,7 +14,7 @@ requests at once; an adapter whose B has a standard deviation of 0.002 differs b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from serve.engine.client import EngineClient
+from serve.engine.interface import Speaker
 from serve.errors import SilentAdapter
 
 PROMPTS = (
@@ -43,8 +43,8 @@ class EffectProbe:
     silent: bool
 
 
-async def measure_effect(client: EngineClient, base_name: str, engine_name: str) -> EffectProbe:
-    """Compare an adapter with its base on :data:`PROMPTS`; raises as :meth:`EngineClient.next_logprobs`."""
+async def measure_effect(client: Speaker, base_name: str, engine_name: str) -> EffectProbe:
+    """Compare an adapter with its base on :data:`PROMPTS`; raises as ``next_logprobs`` does."""
     before = await client.next_logprobs(base_name, PROMPTS)
     adapter = await client.next_logprobs(engine_name, PROMPTS)
     after = await client.next_logprobs(base_name, PROMPTS)
@@ -53,9 +53,7 @@ async def measure_effect(client: EngineClient, base_name: str, engine_name: str)
     return EffectProbe(effect, noise, silent=effect <= max(FLOOR, NOISE_FACTOR * noise))
 
 
-async def probe_effect(
-    client: EngineClient, base_name: str, engine_name: str, *, all_zero: bool
-) -> EffectProbe:
+async def probe_effect(client: Speaker, base_name: str, engine_name: str, *, all_zero: bool) -> EffectProbe:
     """Return what an adapter changes, or raise :class:`SilentAdapter` if that is nothing.
 
     ``all_zero`` (the files say that every product of A and B is zero) decides what the error blames.

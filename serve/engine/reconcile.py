@@ -3,8 +3,9 @@ of times.
 
 Desired are the versions that an alias, a rollback or an evaluation needs; observed is what the engine's
 ``/v1/models`` says. What is missing is loaded and probed, targets of aliases first; what nobody wants is
-drained and unloaded, and so is what has no room (``wishes`` says which). The registry learns each step as it
-happens, and nothing is written when nothing changed.
+drained and unloaded, and so is what has no room (``wishes`` says which). While it drains the gateway routes nothing
+new to it, and it stays for the requests that were routed before, those that wait in the gateway among them. The
+registry learns each step as it happens, and nothing is written when nothing changed.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from serve.engine.client import EngineClient
+from serve.engine.interface import AdapterEngine
 from serve.engine.probe import probe_effect
 from serve.engine.wishes import NO_ROOM, Room, Wishes
 from serve.errors import AdapterLoadFailed, StorageError
@@ -30,7 +31,12 @@ LAST_RETRY = 300.0
 """Seconds before a failed load is tried again: the first, doubling to the last."""
 
 DRAIN = 2.0
-"""Seconds between telling the gateway that a version goes and unloading it. Requests that run go on."""
+"""Seconds at least between telling the gateway that a version goes and unloading it: until then it has heard, and has
+said what it still uses."""
+
+LONGEST_DRAIN = 60.0 + 30.0
+"""Seconds until a version is unloaded whatever the gateway says: a request waits for 60 s at most for its place
+(:class:`~serve.gateway.balance.flow.Limits`), and what runs then gets half a minute. vLLM even lets it end."""
 
 UNLOAD_RETRY = 30.0
 """Seconds until an adapter that the engine did not unload is told to go again."""
@@ -59,10 +65,12 @@ class Failure:
 class Memory:
     """What one life of one engine has shown so far; a new life starts with a new one.
 
-    ``exclusive``: the engine is ours alone, so adapters on it that no row mentions may be unloaded.
+    ``exclusive``: the engine is ours alone, so adapters on it that no row mentions may be unloaded. ``crowded``:
+    gateways may ask it that do not tell us what they use, so that each drain takes as long as one can.
     """
 
     exclusive: bool = True
+    crowded: bool = False
     proven: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -84,13 +92,23 @@ class Memory:
     def due(self) -> bool:
         """Whether time alone gives a pass something to do."""
         now = time.monotonic()
-        return any(now - since >= DRAIN for since in self.draining.values()) or any(
+        return any(now - since >= self.drain for since in self.draining.values()) or any(
             now >= failure.retry_at for failure in self.failures.values()
         )
 
+    @property
+    def drain(self) -> float:
+        """Seconds that a drain takes at least."""
+        return LONGEST_DRAIN if self.crowded else DRAIN
+
+    def drained(self, engine_name: str, engaged: Collection[str]) -> bool:
+        """Whether an adapter that drains may go: long enough, and nobody is on it as far as one can know."""
+        seconds = time.monotonic() - self.draining[engine_name]
+        return seconds >= self.drain and (engine_name not in engaged or seconds >= LONGEST_DRAIN)
+
     def reborn(self) -> "Memory":
         """The next life's memory: an adapter whose loading ended the last life is not tried at once."""
-        memory = Memory(self.exclusive)
+        memory = Memory(self.exclusive, self.crowded)
         if self.loading is not None:
             memory.failures = {name: item for name, item in self.failures.items() if name == self.loading}
             memory.fail(self.loading, "the engine ended while it loaded this adapter")
@@ -119,17 +137,18 @@ class Reconciliation:
 
 async def reconcile(
     registry: Registry,
-    client: EngineClient,
+    client: AdapterEngine,
     engine_id: str,
     base: Base,
     memory: Memory | None = None,
     elsewhere: Collection[str] = (),
     room: Room | None = None,
+    engaged: Collection[str] = (),
 ) -> Reconciliation:
     """Make one pass; ``base.name`` is the name that the engine serves its base under.
 
     A version of another base is failed, but for those whose base's digest is among ``elsewhere``; what has no
-    ``room`` stays pending. Raises
+    ``room`` stays pending. ``engaged`` are engine names that requests may be on, as the gateway says. Raises
     :class:`~serve.errors.EngineUnavailable` when the engine stops answering and
     :class:`~serve.errors.StorageError` when the registry cannot be read; what was done until then is recorded, and
     a later pass goes on from there.
@@ -139,7 +158,7 @@ async def reconcile(
     )
     await work.observe()
     await work.load_missing()
-    await work.unload_unwanted()
+    await work.unload_unwanted(engaged)
     return work.result
 
 
@@ -149,7 +168,7 @@ class _Pass:
     def __init__(
         self,
         registry: Registry,
-        client: EngineClient,
+        client: AdapterEngine,
         engine_id: str,
         base: Base,
         memory: Memory,
@@ -167,7 +186,7 @@ class _Pass:
         self.desired = {version.engine_name: version for version in wishes.loaded}
         self.left_out = {version.engine_name: ("pending", NO_ROOM) for version in wishes.left_out}
         self.result.excess = wishes.excess
-        self.actual = set(await self.client.models()) - {self.base.name}
+        self.actual = {card.name for card in await self.client.list()} - {self.base.name}
         self.known = {engine_name: ref for ref, (engine_name, _) in rows.items()}
         for engine_name, version in self.desired.items():
             self.states[str(version.ref)] = self._state(engine_name, rows.get(str(version.ref)))
@@ -252,8 +271,8 @@ class _Pass:
         except StorageError as error:
             raise AdapterLoadFailed(error.message, error.hint) from error
 
-    async def unload_unwanted(self) -> None:
-        """Unload what has drained long enough; what is new among the unwanted starts to drain.
+    async def unload_unwanted(self, engaged: Collection[str]) -> None:
+        """Unload what has drained and nobody is on any more; what is new among the unwanted starts to drain.
 
         As long as the registry cannot be told, the gateway may still send requests there: nothing drains.
         """
@@ -264,10 +283,10 @@ class _Pass:
         now = time.monotonic()
         self.memory.draining = {name: self.memory.draining.get(name, now) for name in unwanted}
         for engine_name in unwanted:
-            if now - self.memory.draining[engine_name] < DRAIN:
+            if not self.memory.drained(engine_name, engaged):
                 continue
             if not await self._unload(engine_name):
-                self.memory.draining[engine_name] = now + UNLOAD_RETRY - DRAIN
+                self.memory.draining[engine_name] = now + UNLOAD_RETRY - self.memory.drain
                 continue
             del self.memory.draining[engine_name]
             self.memory.proven.discard(engine_name)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import psutil
 
+from serve.engine.limits import EngineLimits
 from serve.errors import ConfigError
 from serve.telemetry import PROTOCOL
 
@@ -76,34 +77,26 @@ USUAL_SEQUENCES: Mapping[Device, int] = {"cpu": 128, "cuda": 256}
 
 
 @dataclass(frozen=True)
-class EngineLimits:
-    """What an engine does at once: distinct adapters, and requests; and how many adapters it keeps in memory."""
-
-    max_loras: int = 4
-    max_cpu_loras: int = 16
-    max_num_seqs: int = 256
-
-
-@dataclass(frozen=True)
 class EngineSpec:
     """One engine; two specs that are equal but for the port serve alike.
 
     ``model`` is a folder in hub format, ``base_name`` the name it is served under, ``port`` 0 takes a free
-    one at each start, ``otlp_endpoint`` the full URL that its traces are posted to, ``command`` is what runs
-    instead of vLLM (the fake engine, in tests). Raises
+    one at each start, ``otlp_endpoint`` the full URL that its traces are posted to, ``cpu_lora`` whether LoRA on a
+    CPU is computed by our code, ``command`` is what runs instead of vLLM (the fake engine, in tests). Raises
     :class:`ConfigError` for limits that vLLM would refuse half a minute later.
     """
 
     model: Path
     base_name: str
     port: int = 0
-    max_loras: int = 4
-    max_cpu_loras: int = 16
+    max_loras: int = EngineLimits.max_loras
+    max_cpu_loras: int = EngineLimits.max_cpu_loras
     max_lora_rank: int = 64
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     extra_args: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
+    cpu_lora: bool = True
     device: Device = field(default_factory=installed_device)
     # -P: a user's train.py or logging.py in the folder that we were called from is none of ours.
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server")
@@ -186,8 +179,7 @@ class EngineSpec:
             "PYTHONUNBUFFERED": "1",
             "PYTHONSAFEPATH": "1",  # what -P is for the API server, for the interpreters that vLLM starts
         }
-        # Ours alone: vLLM's own resolvers load adapters by names that clients make up.
-        environment.setdefault("VLLM_PLUGINS", PLUGIN)
+        environment["VLLM_PLUGINS"] = self._plugins(environment.get("VLLM_PLUGINS", ""))
         environment.pop("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", None)  # answers are nobody's to log
         if self.otlp_endpoint is not None and not self._user_sets(TRACES):
             environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = PROTOCOL  # vLLM's own default is gRPC
@@ -204,9 +196,19 @@ class EngineSpec:
                 environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() - 1)))
         return environment
 
+    def _plugins(self, given: str) -> str:
+        """The names that vLLM takes plugins by: the user's own, and ours unless it is off.
+
+        The variable is always set, as without it vLLM takes all that are installed, its own resolvers among them,
+        which load adapters by names that clients make up. It compares names as they are, blanks included.
+        """
+        others = [name.strip() for name in given.split(",") if name.strip() not in ("", PLUGIN)]
+        return ",".join([*others, PLUGIN] if self.cpu_lora else others)
+
     def fingerprint(self) -> str:
         """Twelve hex digits, equal for specs that serve alike; only such an engine is adopted."""
-        return hashlib.sha256(shlex.join(self.argv(port=0)).encode()).hexdigest()[:12]
+        words = [*self.argv(port=0), *(() if self.cpu_lora else ("without", PLUGIN))]
+        return hashlib.sha256(shlex.join(words).encode()).hexdigest()[:12]
 
 
 def chat_template(model: Path) -> str:

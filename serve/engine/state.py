@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def record_file(folder: Path, engine: str) -> Path:
 
 
 def used_file(folder: Path) -> Path:
-    """Where in ``run/`` the gateway says which adapters it uses: by engine, the least recently used first."""
+    """Where in ``run/`` the gateway says which adapters it uses; see :class:`~serve.engine.use.Use`."""
     return folder / "used.json"
 
 
@@ -42,11 +43,14 @@ class EngineState:
     ``base_digest`` is that of the base that adapters must be made for, which lies in ``base_path``.
     ``since`` is when that state began, in seconds since 1970. ``pid``, ``started`` and ``boot`` (see
     :class:`~serve.records.ProcessIdentity`), ``port``, ``fingerprint``, ``log`` and ``scratch`` are set for an
-    engine of our own. ``max_loras``, ``max_cpu_loras`` and ``max_num_seqs`` are its limits.
+    engine of our own. ``max_loras``, ``max_cpu_loras`` and ``max_num_seqs`` are its limits. ``warning`` says what is
+    wrong with an engine that answers all the same. ``kind`` is ``vllm`` or ``openai`` (see
+    :mod:`serve.engine.openai`); of the latter ``served`` are the public names with what it calls them.
     ``restarts`` counts its starts after the first since the controller started; an attached
     engine has none.
     """
 
+    kind: str = "vllm"
     state: str = "down"
     since: float = 0.0
     attached: bool = False
@@ -71,6 +75,8 @@ class EngineState:
     stage: str = ""
     error: str = ""
     hint: str = ""
+    warning: str = ""
+    served: Mapping[str, str] | None = None
 
     def but(self, *, state: str, **changes: Any) -> "EngineState":
         """A copy with ``changes``; ``since`` is now if the state is another one."""

@@ -12,18 +12,21 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from serve.engine.account import REGISTRY, Account
-from serve.engine.client import EngineClient, ModelCard
+from serve.engine.client import EngineClient
+from serve.engine.interface import AdapterEngine, Engine, ModelCard
+from serve.engine.limits import EngineLimits, GivenLimits, slots_of
 from serve.engine.process import EngineProcess, EngineRecord
 from serve.engine.reconcile import Memory, reconcile
-from serve.engine.spec import EngineLimits, EngineSpec
+from serve.engine.spec import EngineSpec
 from serve.engine.state import FIRST, EngineState, StateFile
 from serve.engine.trouble import Troubles
+from serve.engine.use import Use
 from serve.engine.wishes import Room
 from serve.errors import (
     ConfigError,
@@ -70,8 +73,8 @@ class Supervisor:
     """Runs one engine: ``spec`` (started and stopped here) or ``engine_url`` (attached, never touched).
 
     ``base`` is the base that the adapters must be made for, ``state_file`` usually ``run/engine.json`` and
-    ``log_file`` ``logs/engine.log`` under the home; ``limits`` are those of an attached engine. ``engine_id`` is its
-    name in the registry; ``elsewhere`` are the digests of bases that other engines serve, whose adapters are no
+    ``log_file`` ``logs/engine.log`` under the home; ``limits`` is what is said of an attached engine. ``engine_id`` is
+    its name in the registry; ``elsewhere`` are the digests of bases that other engines serve, whose adapters are no
     business of this one; ``used_file`` is where the gateway says what it uses; ``announced``: gateways of other
     machines may ask the engine, so the registry is told every few seconds how it does. Raises
     :class:`ConfigError` unless one of ``spec`` and ``engine_url`` is given.
@@ -86,7 +89,7 @@ class Supervisor:
         log_file: Path,
         spec: EngineSpec | None = None,
         engine_url: str | None = None,
-        limits: EngineLimits | None = None,
+        limits: GivenLimits | None = None,
         start_timeout: float = 600.0,
         engine_id: str = FIRST,
         elsewhere: Collection[str] = (),
@@ -102,7 +105,8 @@ class Supervisor:
         self.log_file = log_file
         self.start_timeout = start_timeout
         self.engine_id = engine_id
-        self._limits = spec.limits if spec is not None else limits or EngineLimits()
+        self._given = limits or GivenLimits()
+        self._slots: int | None = None
         self._troubles = Troubles()
         self._account = Account(registry, engine_id, self._troubles, announced=announced)
         self._file = StateFile(
@@ -118,7 +122,7 @@ class Supervisor:
             self._troubles,
         )
         self._elsewhere = frozenset(elsewhere) - {base.digest}
-        self._memory = Memory(exclusive=spec is not None)
+        self._memory = Memory(exclusive=spec is not None, crowded=announced)
         self._used_file = used_file
         self._crowded = False
         self._process: EngineProcess | None = None
@@ -165,7 +169,7 @@ class Supervisor:
             await self._after_death(error)
 
     @contextlib.asynccontextmanager
-    async def _engine(self) -> AsyncIterator[EngineClient]:
+    async def _engine(self) -> AsyncIterator[AdapterEngine]:
         """A client of an engine that answers: attached, adopted or started."""
         if self.spec is None:
             await self._retire()  # of earlier settings, under which the engine was our own
@@ -175,14 +179,34 @@ class Supervisor:
             process = await self._own(self.spec)
             url, facts = process.url, process.record.to_json()
         async with EngineClient(url, health_timeout=HEALTH_TIMEOUT) as client:
-            card = self._base_card(url, await client.cards())
+            card = self._base_card(url, await client.list())
             self._served = Served(card.name, self.base.digest)
             facts |= {"url": url, "base_name": card.name, "max_model_len": card.max_model_len}
-            facts |= asdict(self._limits)
-            self._file.tell("ready", **facts, error="", hint="")
+            self._slots = slots_of(await client.metrics()) if self.spec is None else None
+            self._file.tell("ready", **facts, **self._told_limits(), error="", hint="")
             yield client
 
-    def _base_card(self, url: str, cards: list[ModelCard]) -> ModelCard:
+    @property
+    def _limits(self) -> EngineLimits:
+        """What the engine does at once, as far as one knows."""
+        return self.spec.limits if self.spec is not None else self._given.beside(self._slots)
+
+    def _told_limits(self) -> dict[str, Any]:
+        """The limits for the record, with what is wrong with them, which is logged, too."""
+        warning = self._given.contradiction(self._slots) if self.spec is None else ""
+        if warning and warning != self.state.warning:
+            log.warning("%s: %s", self.engine_id, warning)
+        return {**asdict(self._limits), "warning": warning}
+
+    async def _learn_limits(self, client: Engine) -> None:
+        """Ask an attached engine again for what it did not say yet."""
+        if self.spec is None and self._slots is None:
+            self._slots = slots_of(await client.metrics())
+            if self._slots is not None:
+                log.info("%s computes %d adapters at once", self.engine_id, self._slots)
+                self._file.tell(self.state.state, **self._told_limits())
+
+    def _base_card(self, url: str, cards: Sequence[ModelCard]) -> ModelCard:
         """The card of our base, else :class:`EngineUnavailable`: adapters fit no other base."""
         bases = [card for card in cards if card.parent is None]
         for card in bases:
@@ -231,7 +255,7 @@ class Supervisor:
         if stage != self.state.stage:
             self._file.tell("starting", stage=stage)
 
-    async def _serve(self, client: EngineClient) -> None:
+    async def _serve(self, client: AdapterEngine) -> None:
         """Watch and reconcile until the engine is gone, which raises :class:`EngineUnavailable`."""
         begin, failures = time.monotonic(), 0
         self._last_pass = float("-inf")
@@ -248,7 +272,7 @@ class Supervisor:
                 await self._look(client)
             await asyncio.sleep(TICK)
 
-    async def _look(self, client: EngineClient) -> None:
+    async def _look(self, client: AdapterEngine) -> None:
         """Reconcile if there is a reason to."""
         try:
             revision = await asyncio.to_thread(self.registry.revision)
@@ -260,7 +284,8 @@ class Supervisor:
         except StorageError as error:
             self._troubles.note(REGISTRY, error)
 
-    async def _reconcile(self, client: EngineClient) -> None:
+    async def _reconcile(self, client: AdapterEngine) -> None:
+        use = Use.read(self._used_file) if self._used_file is not None else Use()
         try:
             result = await reconcile(
                 self.registry,
@@ -269,7 +294,8 @@ class Supervisor:
                 self._served,
                 self._memory,
                 self._elsewhere,
-                Room(self._limits.max_cpu_loras, self._used()),
+                Room(self._limits.max_cpu_loras, use.order(self.engine_id)),
+                use.engaged(self.engine_id),
             )
         except EngineUnavailable as error:
             log.warning("reconciling stopped: %s", error)  # whether the engine is gone, the next look decides
@@ -291,12 +317,8 @@ class Supervisor:
             self._troubles.note(REGISTRY, result.unwritten)
         else:
             self._troubles.over(REGISTRY)
-
-    def _used(self) -> list[str]:
-        """What the gateway has used on this engine, the least recently first, as far as it says."""
-        told = read_json(self._used_file) if self._used_file is not None else {}
-        names = told.get(self.engine_id)
-        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        with contextlib.suppress(EngineUnavailable):  # the next pass asks again
+            await self._learn_limits(client)
 
     async def _after_death(self, error: TenonError) -> None:
         """Tell first, so that the gateway sends nothing more; then clear away what is left, then wait."""

@@ -1,7 +1,7 @@
 """Builds the route table from what the registry and the engines' records say."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +41,15 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
         waiting.pop(base, None)
         sides.pop(base, None)
         routes[base] = Route(base, base, metrics.meters(base, base), base=base)
+    taken = routes.keys() | waiting.keys() | {alias.name for alias in aliases}
+    served = [route for view in engines.values() for route in _served(view, taken, metrics)]
+    routes |= {route.public_name: route for route in served}
     metrics.show(_adapter_state(version, loaded) for version in ready)
-    models, status = _cards(engines, aliases, ready), _status(engines, aliases, versions, loaded)
+    models, status = (
+        _cards(engines, aliases, ready, loaded, served),
+        _status(engines, aliases, versions, loaded),
+    )
     status |= {"revision": revision, "routes": {name: route.public_name for name, route in routes.items()}}
-    pinned, prefetched = _kept(aliases, versions)
     return RouteTable(
         revision,
         engines,
@@ -53,15 +58,18 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
         models,
         status,
         sides=sides,
-        held=loaded.held({str(version.ref): version.engine_name for version in ready}),
-        pinned=pinned,
-        prefetched=prefetched,
+        held={
+            **loaded.held({str(version.ref): version.engine_name for version in ready}),
+            **{name: frozenset(view.served.values()) for name, view in engines.items() if view.served},
+        },
+        draining=loaded.draining,
+        pinned=_kept(aliases, versions),
     )
 
 
 def _keep_series(metrics: Metrics, engines: Engines, versions: Sequence[Version]) -> None:
     kept = {(version.ref.name, str(version.ref)) for version in versions}
-    kept |= {(engine.base_name, engine.base_name) for engine in engines.values()}
+    kept |= {(name, name) for engine in engines.values() for name in (engine.base_name, *engine.served)}
     metrics.keep(kept)
 
 
@@ -85,23 +93,24 @@ def _add_alias(
             sides[alias.name] = Sides(alias.name, weights, ready)
 
 
-def _kept(
-    aliases: Sequence[Alias], versions: Mapping[str, Version]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Engine names that engines keep whatever else they need: what answers now with what a rollback returns to,
-    and what an alias names without giving it conversations yet.
-    """
+def _kept(aliases: Sequence[Alias], versions: Mapping[str, Version]) -> tuple[str, ...]:
+    """Engine names of what answers now and of what a rollback returns to."""
     live = [version for alias in aliases for version, weight in alias.targets if weight]
     before = [versions[str(alias.previous)] for alias in aliases if str(alias.previous) in versions]
-    soon = [version for alias in aliases for version, weight in alias.targets if not weight]
-    pinned = dict.fromkeys(version.engine_name for version in [*live, *before])
-    return tuple(pinned), tuple(version.engine_name for version in soon)
+    return tuple(dict.fromkeys(version.engine_name for version in [*live, *before]))
 
 
 def _route(version: Version, loaded: Holdings, metrics: Metrics) -> Route:
     name = str(version.ref)
     base = loaded.base(name, version.base_name)
     return Route(name, version.engine_name, metrics.meters(version.ref.name, name), base=base)
+
+
+def _served(view: EngineView, taken: Collection[str], metrics: Metrics) -> Iterator[Route]:
+    """The routes to what a server has that is only asked; of names that mean something already its base's alone."""
+    for name, theirs in view.served.items():
+        if name == view.base_name or name not in taken:
+            yield Route(name, theirs, metrics.meters(name, name), base=view.base_name, salted=False)
 
 
 def _adapter_state(version: Version, loaded: Holdings) -> AdapterState:
@@ -118,8 +127,18 @@ def _policy(alias: Alias) -> SamplingPolicy | None:
         return None if any(part in alias.sampling for part in PARTS) else NO_POLICY
 
 
-def _cards(engines: Engines, aliases: Sequence[Alias], ready: Sequence[Version]) -> dict[str, dict[str, Any]]:
-    """The entries of ``/v1/models``: the bases, then aliases, then pinned versions, each by name."""
+def _cards(
+    engines: Engines,
+    aliases: Sequence[Alias],
+    ready: Sequence[Version],
+    loaded: Holdings,
+    served: Sequence[Route],
+) -> dict[str, dict[str, Any]]:
+    """The entries of ``/v1/models``: the bases, then aliases, pinned versions and what servers have besides, by name.
+
+    A version's parent is its base under the name that engines serve it by, which is the id of the base's own entry.
+    """
+    bases = {view.record.get("base_digest"): view.base_name for view in engines.values()}
 
     def card(name: str, created: float, version: Version | None) -> dict[str, Any]:
         return {
@@ -127,10 +146,13 @@ def _cards(engines: Engines, aliases: Sequence[Alias], ready: Sequence[Version])
             "object": "model",
             "created": int(created),
             "owned_by": "tenon",
-            "parent": version.base_name if version else None,
+            "parent": parent(version) if version else None,
             "version": str(version.ref) if version else None,
             "digest": version.digest if version else None,
         }
+
+    def parent(version: Version) -> str:
+        return loaded.base(str(version.ref), bases.get(version.base_digest, version.base_name))
 
     cards: dict[str, dict[str, Any]] = {}
     for engine in engines.values():
@@ -144,6 +166,8 @@ def _cards(engines: Engines, aliases: Sequence[Alias], ready: Sequence[Version])
         cards.setdefault(alias.name, entry)
     for version in sorted(ready, key=lambda version: version.ref):
         cards.setdefault(str(version.ref), card(str(version.ref), version.created_at.timestamp(), version))
+    for route in sorted(served, key=lambda route: route.public_name):
+        cards.setdefault(route.public_name, card(route.public_name, 0, None) | {"parent": route.base})
     return cards
 
 

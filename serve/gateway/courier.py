@@ -66,6 +66,7 @@ class Courier:
                 tried=attempts.tried,
                 place=exchange.endpoint.computes,
                 waiting=exchange.route.meters.waits,
+                called=exchange.route.public_name,
             )
             async with ticket:
                 self.engine = ticket.engine

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from yarl import URL
 
-from serve.engine.client import EngineClient
+from serve.engine.openai import client_of
 from serve.errors import EngineUnavailable
 from serve.gateway.balance.member import EngineInfo
 from serve.gateway.balance.pool import EnginePool, time_passes
@@ -40,14 +40,16 @@ class Engines:
             if base not in self._pools:
                 self._pools[base] = EnginePool(self._probe, ejected=self._ejected)
             views = [view for view in table.bases.get(base, ()) if view.usable]
-            self._pools[base].update([self._info(view) for view in views], table.pinned, table.prefetched)
+            self._pools[base].update([self._info(view) for view in views], table.pinned)
         for base in self._pools.keys() - table.bases.keys():
             del self._pools[base]
         self._metrics.keep_engines(table.engines)
 
     def _info(self, view: EngineView) -> EngineInfo:
-        held = self._table.held.get(view.name, frozenset())
-        return EngineInfo(view.name, held, view.limits, view.max_cpu_loras)
+        held, draining = (
+            names.get(view.name, frozenset()) for names in (self._table.held, self._table.draining)
+        )
+        return EngineInfo(view.name, held, view.limits, draining)
 
     def _ejected(self, engine: str) -> None:
         self._metrics.engine(engine).ejections.inc()
@@ -56,7 +58,7 @@ class Engines:
         view = self._table.engines.get(engine)
         if view is None:
             return False
-        async with EngineClient(view.url, health_timeout=PROBE_SECONDS) as client:
+        async with client_of(view.kind, view.url, health_timeout=PROBE_SECONDS) as client:
             return await client.health()
 
     def pool(self, base: str) -> EnginePool:
@@ -96,7 +98,7 @@ class Engines:
         return bool(self._table.engines) and not self.lacking
 
     def used(self) -> dict[str, list[str]]:
-        """What each engine holds, the least recently used first, for the controller."""
+        """The adapters of each engine that requests are or may be sent to, the least recently used first."""
         return {name: names for pool in self._pools.values() for name, names in pool.used().items()}
 
     def status(self) -> dict[str, dict[str, object]]:

@@ -60,6 +60,16 @@ class Holdings:
                 held.setdefault(row.engine, set()).add(engine_name)
         return {engine: frozenset(names) for engine, names in held.items()}
 
+    @property
+    def draining(self) -> dict[str, frozenset[str]]:
+        """The engine names that each engine keeps only for requests that were routed to them before."""
+        found: dict[str, set[str]] = {}
+        for rows in self._rows.values():
+            for row in rows:
+                if row.state == "draining":
+                    found.setdefault(row.engine, set()).add(row.engine_name)
+        return {engine: frozenset(names) for engine, names in found.items()}
+
     def to_json(self, name: str) -> dict[str, Any]:
         """What ``/api/status`` tells of a version: its state, and that on each engine."""
         rows = self._rows.get(name, [])

@@ -116,7 +116,7 @@ class DataPlane:
             body["store"] = False  # an engine that keeps answers keeps them for everybody
         elif body.get("stream") is True:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-        if tenant is not None and endpoint.salted:
+        if tenant is not None and endpoint.salted and route.salted:
             body["cache_salt"] = cache_salt(tenant)
         return orjson.dumps(body)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FINE_TUNED = "ft:"
 """How OpenAI begins the names of models that were adapted."""
 NOTHING: Mapping[str, Any] = {}
-MAX_LORAS, MAX_CPU_LORAS, MAX_NUM_SEQS = 4, 16, 256
+MAX_LORAS, MAX_NUM_SEQS = 4, 256
 """What an engine is taken to do of which nobody says it."""
 
 
@@ -53,6 +53,16 @@ class EngineView:
         """Whether requests may be sent there."""
         return bool(self.url) and self.state == "ready"
 
+    @property
+    def kind(self) -> str:
+        """``vllm``, or ``openai`` for a server that adapters are not loaded into."""
+        return str(self.record.get("kind") or "vllm")
+
+    @property
+    def served(self) -> Mapping[str, str]:
+        """Of a server that is only asked: public names with what it calls them."""
+        return self.record.get("served") or NOTHING
+
     @cached_property
     def limits(self) -> Limits:
         """How much the engine takes at once."""
@@ -60,11 +70,6 @@ class EngineView:
             slots=self.record.get("max_loras") or MAX_LORAS,
             running=self.record.get("max_num_seqs") or MAX_NUM_SEQS,
         )
-
-    @property
-    def max_cpu_loras(self) -> int:
-        """How many adapters the engine keeps in memory."""
-        return self.record.get("max_cpu_loras") or MAX_CPU_LORAS
 
     @cached_property
     def _addresses(self) -> dict[str, URL]:
@@ -81,7 +86,7 @@ class EngineView:
 class Route:
     """Where one public name leads; answers say ``public_name`` where the engine says ``engine_name``.
 
-    ``base`` is the base by whose engines it is answered.
+    ``base`` is the base by whose engines it is answered, ``salted`` whether these are vLLM's, which take a salt.
     """
 
     public_name: str
@@ -89,6 +94,7 @@ class Route:
     meters: Meters
     policy: SamplingPolicy = NO_POLICY
     base: str = ""
+    salted: bool = True
 
     @property
     def adapter(self) -> str | None:
@@ -136,7 +142,8 @@ class RouteTable:
     ``revision`` is the registry's, ``engines`` are known by their names, ``waiting`` says of known names why they
     cannot answer, ``models`` are the cards of ``/v1/models`` by name, ``status`` is what ``/api/status`` tells.
     ``sides`` are those of weighted aliases, whose routes are of the version that leads. ``held`` are the engine
-    names that are ready, by engine; ``pinned`` and ``prefetched`` are engine names that engines are to keep.
+    names that are ready, by engine, ``draining`` those that are kept for requests that were routed before; ``pinned``
+    are the engine names of versions that aliases mean or would roll back to.
     """
 
     revision: int
@@ -147,8 +154,8 @@ class RouteTable:
     status: Mapping[str, Any]
     sides: Mapping[str, "Sides"] = field(default_factory=dict)
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    draining: Mapping[str, frozenset[str]] = field(default_factory=dict)
     pinned: tuple[str, ...] = ()
-    prefetched: tuple[str, ...] = ()
 
     @cached_property
     def engine(self) -> EngineView | None:

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from serve.engine.state import record_files, used_file
+from serve.engine.use import tell_use
 from serve.errors import StorageError
 from serve.gateway.auth import Keyring
 from serve.gateway.build import build_table
 from serve.gateway.engines import Engines
 from serve.gateway.metrics import Metrics
 from serve.gateway.routes import EMPTY, EngineView, RouteTable
-from serve.records import read_json, write_json
+from serve.records import read_json
 from serve.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ ASK_SECONDS = 1.0
 FRESH_SECONDS = 20.0
 """Engines of other machines that nobody has seen for so long are not asked any more."""
 TELL_SECONDS = 5.0
-"""Seconds between two accounts of what is used."""
+"""Seconds between two accounts of what is used; that something is used no more is told at once."""
 
 
 class RouteSource:
@@ -55,7 +56,7 @@ class RouteSource:
         self._others: Mapping[str, EngineView] = {}
         self._asked_at = float("-inf")
         self._broken = False
-        self._told: Mapping[str, list[str]] = {}
+        self._told: Mapping[str, list[str]] | None = None
         self._told_at = float("-inf")
 
     @property
@@ -130,14 +131,18 @@ class RouteSource:
             self.table = table
 
     def _tell_use(self, used: Mapping[str, list[str]]) -> None:
-        """Tell the controller which adapters are used, every few seconds if that has changed."""
-        now = time.monotonic()
-        if used == self._told or now < self._told_at + TELL_SECONDS:
+        """Tell the controller which adapters are used: others than before at once, else every few seconds."""
+        now, told = time.monotonic(), self._told
+        if used == told:
+            return
+        others = told is not None and _names(used) != _names(told)
+        if not others and now < self._told_at + TELL_SECONDS:
             return
         self._told, self._told_at = used, now
         try:
-            write_json(used_file(self._state), used)
+            tell_use(used_file(self._state), used)
         except StorageError:  # the next one may work; what is evicted is then chosen by age
+            self._told = None
             logger.debug("what is used could not be told", exc_info=True)
 
     def _read_engines(self) -> None:
@@ -178,3 +183,8 @@ class RouteSource:
                 if engine.state == "ready" and engine.url.rstrip("/") not in urls
             }
         return self._others
+
+
+def _names(used: Mapping[str, list[str]]) -> dict[str, set[str]]:
+    """What is used, in no order."""
+    return {engine: set(names) for engine, names in used.items()}

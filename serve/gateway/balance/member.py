@@ -16,12 +16,19 @@ WEIGHT = 0.05
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """One engine as the route table knows it: ``adapters`` are the engine names that are ready on it."""
+    """One engine as the route table knows it: ``adapters`` are the engine names that are ready on it.
+
+    ``draining`` are those that it holds for requests that were routed while they were ready, and for no others.
+    """
 
     name: str
     adapters: frozenset[str]
     limits: Limits
-    max_cpu_loras: int = 16
+    draining: frozenset[str] = frozenset()
+
+    def holds(self, adapter: str | None) -> bool:
+        """Whether an adapter, or the base (None), is ready on it."""
+        return adapter is None or adapter in self.adapters
 
 
 class Member:
@@ -30,13 +37,19 @@ class Member:
     def __init__(self, info: EngineInfo, clock: Callable[[], float]) -> None:
         self.info = info
         self.slots = Slots(info.limits, clock)
-        self.residency = Residency(info.max_cpu_loras)
+        self.residency = Residency()
         self._usual = info.limits.patience  # seconds
 
     def learn(self, seconds: float) -> None:
         """An answer took so long: the patience follows the exponentially weighted mean of all answers."""
         self._usual += WEIGHT * (seconds - self._usual)
         self.slots.patience = min(max(self._usual, LEAST_PATIENCE), MOST_PATIENCE)
+
+    @property
+    def engaged(self) -> list[str]:
+        """The adapters that requests are or may be sent to, the least recently used first."""
+        busy = self.slots.adapters
+        return [name for name in self.residency.order if name in self.info.adapters or name in busy]
 
     def status(self) -> dict[str, Any]:
         """How it does, for ``/api/status``."""

@@ -63,15 +63,12 @@ class EnginePool:
         self._members: dict[str, Member] = {}
         self._ring = Ring(())
 
-    def update(
-        self, engines: Iterable[EngineInfo], pinned: Iterable[str] = (), prefetched: Iterable[str] = ()
-    ) -> None:
+    def update(self, engines: Iterable[EngineInfo], pinned: Iterable[str] = ()) -> None:
         """Take over which engines there are now; whoever waits where it cannot be served looks again.
 
-        ``pinned`` and ``prefetched`` are engine names, see :class:`Residency`. To be called with the whole truth,
-        any number of times.
+        ``pinned`` are engine names, see :class:`Slots`. To be called with the whole truth, any number of times.
         """
-        pins, hints = tuple(pinned), tuple(prefetched)
+        pins = frozenset(pinned)
         old, self._members = self._members, {}
         for info in engines:
             member = old.get(info.name)
@@ -80,10 +77,8 @@ class EnginePool:
             else:
                 old.pop(info.name)
             member.info = info
-            member.slots.pinned = frozenset(pins)
-            member.residency.capacity = info.max_cpu_loras
-            member.residency.pinned, member.residency.prefetched = pins, hints
-            member.residency.observe(sorted(info.adapters))
+            member.slots.pinned = pins
+            member.residency.observe(sorted(info.adapters | info.draining))
             self._members[info.name] = member
         if self._ring.engines != self._members.keys():
             self._ring = Ring(self._members)
@@ -91,7 +86,7 @@ class EnginePool:
         for gone in old.values():
             gone.slots.displace()
         for member in self._members.values():
-            member.slots.displace(member.slots.adapters - member.info.adapters)
+            member.slots.displace(member.slots.adapters - member.info.adapters - member.info.draining)
 
     def attempts(self) -> Attempts:
         """What a new request keeps of its attempts."""
@@ -106,23 +101,28 @@ class EnginePool:
         tried: frozenset[str] = frozenset(),
         place: bool = True,
         waiting: Waiting = contextlib.nullcontext,
+        called: str = "",
     ) -> "EngineTicket":
         """A place on an engine for a request of ``cost`` tokens, to be entered with ``async with``.
 
         ``adapter`` is an engine name, or None for the base; ``tried`` are engines to be avoided if others can do
-        it. Without ``place`` it needs none, as the engine's model has nothing to do; it never waits then.
+        it. Without ``place`` it needs none, as the engine's model has nothing to do; it never waits then. Errors
+        name the adapter as it is ``called`` in public.
         Entering raises :class:`AdapterNotReady`, :class:`EngineUnavailable` or, when too many wait or it waited
         too long, :class:`Overloaded`.
         """
-        return EngineTicket(self, Wish(adapter, conversation, cost, tried, place, waiting))
+        return EngineTicket(self, Wish(adapter, conversation, cost, tried, place, waiting, called))
 
-    def pick(self, adapter: str | None, conversation: str, tried: frozenset[str]) -> Member:
-        """The engine for a request; see :func:`hashing.pick`."""
+    def pick(self, adapter: str | None, conversation: str, tried: frozenset[str], called: str = "") -> Member:
+        """The engine for a request; see :func:`hashing.pick`. One that drains the adapter is the last choice."""
         if not self._members:
             raise EngineUnavailable("no engine has been started yet", "try again shortly")
-        holders = [name for name in self._members if self._holds(name, adapter)]
+        holders = [name for name in self._members if self._holds(name, adapter)] or [
+            name for name, member in self._members.items() if adapter in member.info.draining
+        ]
         if not holders:
-            raise AdapterNotReady(f"no engine holds {adapter} at this moment", "try again shortly")
+            what = called or "the adapter"
+            raise AdapterNotReady(f"no engine holds {what} at this moment", "try again shortly")
         if len(holders) == 1:
             return self._members[holders[0]]
         usable = self.health.available([name for name in holders if name not in tried] or holders)
@@ -168,7 +168,7 @@ class EnginePool:
         )
 
     def _holds(self, name: str, adapter: str | None) -> bool:
-        return adapter is None or adapter in self._members[name].info.adapters
+        return self._members[name].info.holds(adapter)
 
     async def sweep(self) -> None:
         """Probe the engines whose ejection is over."""
@@ -187,18 +187,9 @@ class EnginePool:
         """Tick and sweep while the block runs."""
         return time_passes(lambda: [self])
 
-    def evictable(self, engine: str) -> list[str]:
-        """Adapters that the reconciler may unload from an engine, in this order."""
-        member = self._members[engine]
-        return member.residency.evictable(member.slots.adapters)
-
-    def missing(self, engine: str) -> list[str]:
-        """Adapters that the reconciler should load on an engine, in this order."""
-        return self._members[engine].residency.missing()
-
     def used(self) -> dict[str, list[str]]:
-        """What each engine holds, the least recently used first."""
-        return {name: list(member.residency.order) for name, member in self._members.items()}
+        """The adapters of each engine that requests are or may be sent to, the least recently used first."""
+        return {name: member.engaged for name, member in self._members.items()}
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Each engine's load and health, for ``/api/status``."""
@@ -218,6 +209,7 @@ class Wish:
     tried: frozenset[str]
     place: bool
     waiting: Waiting
+    called: str
 
 
 class EngineTicket:
@@ -261,7 +253,7 @@ class EngineTicket:
     async def _admission(self) -> tuple[Member, Request | None]:
         wish, tried, deadline = self._wish, self._wish.tried, None
         while True:
-            member = self._pool.pick(wish.adapter, wish.conversation, tried)
+            member = self._pool.pick(wish.adapter, wish.conversation, tried, wish.called)
             if wish.adapter is not None:
                 member.residency.touch(wish.adapter)
             if not wish.place:

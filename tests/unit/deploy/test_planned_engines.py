@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.fleet import BaseEngines, planned, read_fleet
+from deploy.fleet import BaseEngines, planned, planned_servers, read_fleet
 from serve.config import Settings
+from serve.engine.limits import GivenLimits
 from serve.errors import ConfigError
+from serve.registry import Registry
 from serve.registry.base import resolve_model
 
 
@@ -35,6 +37,15 @@ def test_one_engine_by_default_as_the_settings_say(tmp_path: Path) -> None:
     assert (engine.name, engine.url, engine.base.name) == ("engine", None, "tenon-tiny")
     spec = engine.engines.spec(engine.base)
     assert (spec.max_loras, spec.max_num_seqs, spec.extra_args) == (2, 7, ("--seed", "3"))
+
+
+def test_our_code_for_cpus_is_off_by_setting_for_every_base(tmp_path: Path) -> None:
+    path = fleet(tmp_path, f"- model: {second(tmp_path)}\n")
+    for given, used in (({}, True), ({"cpu_lora": False}, False)):
+        chosen = settings(tmp_path, fleet=path, **given)
+        with Registry.open(tmp_path / "home") as registry:
+            specs = [engine.supervisor(chosen, registry, ()).spec for engine in planned(chosen)]
+        assert [spec.cpu_lora for spec in specs if spec is not None] == [used, used]
 
 
 def test_replicas_and_urls_have_names_that_stay(tmp_path: Path) -> None:
@@ -74,6 +85,11 @@ def test_a_base_is_given_once(tmp_path: Path) -> None:
         ("- model: x\n  urls: [http://a]\n  replicas: 2\n", "not both"),
         ("- model: x\n  urls: [http://a, http://a]\n", "twice"),
         ("- model: x\n  max_lora_rank: 3\n", "1.max_lora_rank"),
+        ("- model: x\n  kind: tgi\n", "1.kind: is neither vllm nor openai"),
+        ("- kind: openai\n  base: x\n  ulr: y\n", "1.ulr: no such key (did you mean url?)"),
+        ("- kind: openai\n  base: x\n", "1.url"),
+        ("- kind: openai\n  base: Org/X\n  url: y\n", "1.base: is no name for a base: write it as x"),
+        ("- kind: openai\n  base: x\n  url: y\n  names: {'a b': c}\n", "1.names: 'a b': use letters"),
         ("model: x\n", "is wrong"),
         ("- model: [", "is not YAML"),
     ],
@@ -82,6 +98,28 @@ def test_what_is_wrong_in_the_file_is_said(tmp_path: Path, text: str, words: str
     with pytest.raises(ConfigError) as caught:
         read_fleet(fleet(tmp_path, text))
     assert words in caught.value.message
+
+
+def test_servers_that_are_only_asked_are_called_after_their_bases(tmp_path: Path) -> None:
+    entry = "- kind: openai\n  base: {}\n  url: http://a:1/v1/\n  names: {{{}: Big}}\n"
+    chosen = settings(tmp_path, fleet=fleet(tmp_path, entry.format("big", "big")))
+    (engine,) = planned(chosen)
+    (server,) = planned_servers(chosen, [engine])
+    assert (engine.name, server.name, server.server.names) == ("engine", "big", {"big": "Big"})
+    state = server.watcher(chosen).state
+    assert (state.kind, state.url, state.base_name) == ("openai", "http://a:1", "big")
+    for taken in (entry.format("tenon-tiny", "x"), entry.format("engine", "x"), entry.format("big", "x") * 2):
+        with pytest.raises(ConfigError, match="two entries are called"):
+            planned_servers(settings(tmp_path, fleet=fleet(tmp_path, taken)), [engine])
+
+
+def test_limits_that_nobody_gives_are_left_to_attached_engines_and_usual_for_ours(tmp_path: Path) -> None:
+    (attached,) = planned(settings(tmp_path, engine_url="http://a"))
+    assert attached.engines.limits == GivenLimits()
+    spec = attached.engines.spec(attached.base)
+    assert (spec.max_loras, spec.max_cpu_loras) == (4, 16)
+    (wide,) = planned(settings(tmp_path, max_loras=32))
+    assert wide.engines.spec(wide.base).max_cpu_loras == 32
 
 
 def test_no_file_is_no_further_base_and_a_missing_one_an_error(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def adapter(tmp_path):
 async def test_load_list_unload(client, adapter):
     assert await client.load(NAME, adapter) >= 0
     assert await client.models() == ["base", NAME]
-    card = (await client.cards())[1]
+    card = (await client.list())[1]
     assert (card.name, card.root, card.parent) == (NAME, str(adapter), "base")
     await client.unload(NAME)
     assert await client.models() == ["base"]

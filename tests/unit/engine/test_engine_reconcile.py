@@ -118,6 +118,43 @@ async def test_what_nobody_wants_drains_before_it_goes(registry, add, engine, co
     assert states(registry) == {}
 
 
+async def drained(registry, client, version, memory, engaged, seconds):
+    """What a pass unloads that finds the version draining for so long, with this in use."""
+    registry.want(version.ref)
+    await reconcile(registry, client, "engine", BASE, memory)
+    registry.unwant(version.ref)
+    await reconcile(registry, client, "engine", BASE, memory, engaged=engaged)
+    memory.draining = {name: since - seconds for name, since in memory.draining.items()}
+    result = await reconcile(registry, client, "engine", BASE, memory, engaged=engaged)
+    return result.unloaded
+
+
+async def test_what_requests_are_on_stays_until_they_have_ended(registry, add, engine, client):
+    version, memory = add(), Memory()
+    name = version.engine_name
+    assert await drained(registry, client, version, memory, [name], module.LONGEST_DRAIN - 1) == []
+    assert states(registry) == {"support@v1": "draining"}
+    assert memory.due(), "it is looked at again and again"
+    assert (await reconcile(registry, client, "engine", BASE, memory, engaged=["other"])).unloaded == [name]
+
+
+async def test_what_is_said_to_be_in_use_for_ever_goes_all_the_same(registry, add, engine, client):
+    version = add()
+    name = version.engine_name
+    assert await drained(registry, client, version, Memory(), [name], module.LONGEST_DRAIN) == [name]
+
+
+async def test_where_gateways_may_be_that_say_nothing_each_drain_takes_as_long_as_one_can(
+    registry, add, engine, client
+):
+    version, memory = add(), Memory(crowded=True)
+    assert await drained(registry, client, version, memory, [], module.LONGEST_DRAIN - 1) == []
+    assert not memory.due()
+    memory.draining[version.engine_name] -= 1
+    result = await reconcile(registry, client, "engine", BASE, memory)
+    assert result.unloaded == [version.engine_name]
+
+
 async def test_one_that_is_wanted_again_stops_draining(registry, add, engine, converge):
     version = add()
     registry.want(version.ref)

@@ -196,6 +196,24 @@ def test_our_plugin_is_installed_and_the_only_one_loaded():
     assert PLUGIN in {entry.name for entry in entry_points(group="vllm.general_plugins")}
 
 
+@pytest.mark.parametrize(
+    ("given", "on", "off"),
+    [
+        ({}, PLUGIN, ""),
+        ({"VLLM_PLUGINS": ""}, PLUGIN, ""),
+        ({"VLLM_PLUGINS": "mine"}, f"mine,{PLUGIN}", "mine"),
+        ({"VLLM_PLUGINS": f"mine, {PLUGIN} ,yours"}, f"mine,yours,{PLUGIN}", "mine,yours"),
+    ],
+)
+def test_plugins_of_the_users_own_stay_and_ours_is_there_unless_it_is_off(given, on, off):
+    assert spec().environment(given)["VLLM_PLUGINS"] == on
+    assert spec(cpu_lora=False).environment(given)["VLLM_PLUGINS"] == off
+
+
+def test_an_engine_that_computes_otherwise_is_not_adopted():
+    assert spec().fingerprint() != spec(cpu_lora=False).fingerprint()
+
+
 def test_equal_specs_but_for_the_port_serve_alike():
     assert spec(port=1).fingerprint() == spec(port=2).fingerprint()
     assert spec().fingerprint() != spec(max_loras=1).fingerprint()

@@ -12,8 +12,10 @@ import psutil
 import pytest
 from engine_base import BASE, NONSENSE, unwritable
 
+from deploy.status import engine_part
 from serve.engine.client import EngineClient
 from serve.engine.fake import FakeEngine, Fault
+from serve.engine.limits import GivenLimits
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
 from serve.engine.state import EngineState, StateFile
@@ -447,3 +449,20 @@ def test_since_changes_with_the_state_only():
     first = EngineState().but(state="starting")
     assert first.but(state="starting", stage="x").since == first.since
     assert first.but(state="ready").since > first.since
+
+
+async def test_the_slots_of_an_attached_engine_are_its_own_unless_somebody_says_others(home, add):
+    """They are known from the first probe on, and no more are kept than it has room for by default."""
+    for _ in range(2):
+        home.registry.set_alias("support", add().ref)
+    async with FakeEngine(max_loras=1) as engine:
+        async with home.running(home.supervisor(spec=None, engine_url=engine.url)):
+            await home.until(lambda: home.state.get("max_loras") == 1)
+            assert (home.state["max_cpu_loras"], home.state["warning"]) == (1, "")
+            await home.until(lambda: home.rows.get("support@v1") == "pending")
+        given = GivenLimits(max_loras=4, max_cpu_loras=16)
+        async with home.running(home.supervisor(spec=None, engine_url=engine.url, limits=given)):
+            await home.until(lambda: home.state["warning"])
+            assert "the engine computes 1 at once" in home.state["warning"]
+            assert (home.state["max_loras"], home.state["max_cpu_loras"]) == (4, 16)
+            assert home.state["warning"] in engine_part(home.state_file).detail

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import openai
@@ -16,6 +16,8 @@ from evalsuite.load.adapters import write_adapter
 from evalsuite.load.house import small_base
 from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
+from serve.engine.supervisor import Supervisor
+from serve.engine.watcher import Watcher
 from serve.gateway.api.management import Management
 from serve.gateway.app import Gateway
 from serve.gateway.counters import Counters
@@ -26,6 +28,7 @@ from serve.registry import Registry, Version
 from serve.registry.base import BaseIdentity
 
 ENGINE = "engine"
+Keeper = TypeVar("Keeper", Supervisor, Watcher)
 MESSAGES: Any = [{"role": "user", "content": "one two three"}]
 
 
@@ -34,6 +37,18 @@ async def until(true: Any, seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110 - what is waited for happens in other processes and threads too
             await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def kept(keeper: Keeper) -> AsyncIterator[Keeper]:
+    """Let what looks after an engine run meanwhile."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(keeper.run(stop))
+    try:
+        yield keeper
+    finally:
+        stop.set()
+        await task
 
 
 @dataclass

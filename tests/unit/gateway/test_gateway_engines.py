@@ -9,11 +9,12 @@ import pytest
 from gateway_harness import MESSAGES, Bench, until
 
 from serve.engine.fake import FakeEngine, Fault
-from serve.engine.state import EngineState
+from serve.engine.state import EngineState, used_file
+from serve.engine.use import Use
 from serve.gateway import source
 from serve.gateway.balance.member import EngineInfo
 from serve.gateway.balance.slots import Limits
-from serve.records import read_json, write_json
+from serve.records import write_json
 from serve.registry import Version
 
 
@@ -195,9 +196,8 @@ async def test_the_tokenizer_needs_no_place(bench: Bench) -> None:
 
 
 async def test_limits_are_those_of_the_engines_record(bench: Bench) -> None:
-    bench.tell_engine(max_loras=2, max_num_seqs=3, max_cpu_loras=5)
+    bench.tell_engine(max_loras=2, max_num_seqs=3)
     await until(lambda: bench.source.table.engine.limits == Limits(2, running=3))
-    assert bench.source.table.engine.max_cpu_loras == 5
     bench.engine.faults = [Fault("slow_prefill", seconds=0.3, times=-1)]
     tasks = [asyncio.create_task(bench.post({"model": "base", "messages": MESSAGES})) for _ in range(9)]
     most = 0
@@ -266,9 +266,10 @@ async def test_the_controller_is_told_what_is_used(bench: Bench, monkeypatch: py
     versions = [await bench.deploy(name) for name in ("aaa", "bbb", "ccc")]
     await chat(bench, model="aaa")
     a, b, c = (version.engine_name for version in versions)
-    await until(lambda: read_json(bench.home / "run" / "used.json") == {"engine": [b, c, a]})
+    path = used_file(bench.home / "run")
+    await until(lambda: Use.read(path) == Use({"engine": [b, c, a]}, alive=True))
     await chat(bench, model="bbb")
-    await until(lambda: read_json(bench.home / "run" / "used.json") == {"engine": [c, a, b]})
+    await until(lambda: Use.read(path).order("engine") == [c, a, b])
 
 
 async def test_engines_of_other_machines_are_asked_where_the_registry_is_shared(
@@ -291,3 +292,25 @@ async def test_engines_of_other_machines_are_asked_where_the_registry_is_shared(
         assert len(far.bodies) == 1
         await until(lambda: list(bench.source.table.engines) == ["engine"])  # nobody has seen it for a while
         assert (await chat(bench))[0] == 503
+
+
+async def test_the_parent_of_a_card_is_the_id_of_its_base_under_whatever_name_it_is_served(
+    bench: Bench,
+) -> None:
+    """An attached engine may serve our base by its hub id, also while a version is not loaded yet."""
+    bench.engine.base_name = hub = "Qwen/Qwen3-0.6B"
+    bench.tell_engine(base_digest=bench.base.digest)
+    await until(lambda: bench.source.table.engine.base_name == hub)
+    await bench.deploy()
+    late = bench.register("late")
+    bench.registry.set_alias("late", late.ref)
+    await bench.follow()
+    cards = bench.source.table.models
+    assert {name: card["parent"] for name, card in cards.items()} == {
+        hub: None,
+        "support": hub,
+        "support@v1": hub,
+        "late": hub,
+    }
+    status, answer = await chat(bench, model=f"ft:{hub}:support")
+    assert (status, answer["model"]) == (200, "support@v1")

@@ -30,6 +30,7 @@ VALUES = {
     "allow_private_sources": "True",
     "max_model_len": "4096",
     "engine_args": "--seed 1",
+    "cpu_lora": "False",
     "engine_start_timeout": "30",
     "grammars": "True",
     "media": "image,audio",

@@ -315,15 +315,26 @@ async def test_updates_that_change_nothing_disturb_nobody(
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_what_runs_is_not_evicted_and_a_rollout_is_prefetched(pool: EnginePool) -> None:
-    few = EngineInfo("a", frozenset(ADAPTERS), LIMITS, max_cpu_loras=2)
-    pool.update([few], pinned=["x"], prefetched=["new"])
-    assert pool.missing("a") == ["new"]
-    assert pool.evictable("a") == ["y", "z"]
-    async with pool.choose("y", "k", cost=1):
-        assert pool.evictable("a") == ["z"]
-    pool.update([few], pinned=["x"])
-    assert pool.evictable("a") == ["z"]  # y has been used since
+def draining(name: str, adapters: str, drains: str) -> EngineInfo:
+    return EngineInfo(name, frozenset(adapters), LIMITS, frozenset(drains))
+
+
+async def test_what_drains_serves_who_came_before_and_counts_as_used_until_nobody_is_on_it(
+    pool: EnginePool, full: EngineTicket, clock: FakeClock
+) -> None:
+    task, _ = await waiting(pool, "z", clock)
+    pool.update([draining("a", "xy", "z")])
+    await asyncio.sleep(0)
+    assert not task.done()
+    assert pool.used() == {"a": ["x", "y", "z"]}
+    await full.__aexit__(None, None, None)
+    assert await task == "a"
+    assert pool.used() == {"a": ["x", "y"]}
+
+
+async def test_what_drains_on_one_engine_is_asked_on_another(pool: EnginePool) -> None:
+    pool.update([draining("a", "y", "x"), draining("b", "xy", "")])
+    assert {await ask(pool, "x", f"talk {number}") for number in range(20)} == {"b"}
 
 
 async def test_time_passes_by_itself(probes: Probes) -> None:
