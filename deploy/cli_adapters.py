@@ -1,5 +1,6 @@
 """``tenon adapters list | show | add | verify | remove | gc``."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -131,7 +132,7 @@ def add(
     settings = settings_of(context, model=model)
     where = parse_source(source)
     chosen = check_name(name if name is not None else where.name)
-    base = identify_base(settings.model)
+    base = identify_base(settings.model, shlex.split(settings.engine_args))
     limits = Limits.of(settings, allow_private=allow_private_hosts)
     with registry_of(context) as registry, _arrived(where, settings.home, limits) as arrived:
         lineage = Lineage(source=arrived.origin)

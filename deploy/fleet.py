@@ -74,9 +74,15 @@ class BaseEngines(BaseModel):
             max_lora_rank=self.max_lora_rank,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
-            extra_args=tuple(shlex.split(self.engine_args)),
+            extra_args=self.extra_args,
             otlp_endpoint=otlp_endpoint,
+            serving=base.serving,
         )
+
+    @property
+    def extra_args(self) -> tuple[str, ...]:
+        """The further arguments as the engine gets them; for an attached one, what it is said to have got."""
+        return tuple(shlex.split(self.engine_args))
 
     @property
     def limits(self) -> EngineLimits:
@@ -126,7 +132,7 @@ def planned(settings: Settings) -> list[PlannedEngine]:
     found: dict[str, PlannedEngine] = {}
     bases: dict[str, str] = {}
     for engines in [BaseEngines.of(settings), *read_fleet(settings.fleet)]:
-        base = identify_base(engines.model)
+        base = identify_base(engines.model, engines.extra_args)
         if base.name in bases:
             raise ConfigError(
                 f"{engines.model} and {bases[base.name]} are both served as {base.name}",
