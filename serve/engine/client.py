@@ -198,8 +198,7 @@ def _lacks_route(status: int, answer: bytes) -> bool:
         body = orjson.loads(answer)
     except orjson.JSONDecodeError:
         return status == 404
-    error = body.get("error") if isinstance(body, dict) else None
-    return status == 404 and not (isinstance(error, dict) and error.get("param") == "model")
+    return status == 404 and not (isinstance(body, dict) and "error" in body)
 
 
 def error_text(answer: bytes) -> str:

@@ -114,6 +114,9 @@ def _structure(
     if not header.tensors:
         yield Problem("it holds no weights", BROKEN_FILE)
     yield from _head(header, base, found)
+    if found.head and not found.sides:
+        # vLLM answers such a load with an empty internal error.
+        yield Problem("it holds a head and no LoRA weights", "train it with target_modules beside the head")
     named: dict[str, str] = {}
     for module, sides in found.sides.items():
         if named.setdefault(base.layer(module), module) != module:
