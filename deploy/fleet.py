@@ -168,6 +168,17 @@ def read_fleet(path: Path | None) -> list[BaseEngines]:
         raise ConfigError(f"the fleet in {path} is not YAML: {reason}", HINT) from error
 
 
+def engine_args(settings: Settings) -> tuple[str, ...]:
+    """The further arguments of the engines of ``settings.model``: the fleet's, where a command names a base of it."""
+    engines = [engines for engines in read_fleet(settings.fleet) if _same(engines.model, settings.model)]
+    return (engines or [BaseEngines.of(settings)])[0].extra_args
+
+
+def _same(model: str, other: str) -> bool:
+    one, two = Path(model).expanduser(), Path(other).expanduser()
+    return model == other or (one.is_dir() and two.is_dir() and one.samefile(two))
+
+
 def _problem(item: Mapping[str, Any]) -> str:
     place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in item["loc"]) or "the file"
     if item["type"] != "extra_forbidden":

@@ -117,6 +117,12 @@ def _structure(
     if found.head and not found.sides:
         # vLLM answers such a load with an empty internal error.
         yield Problem("it holds a head and no LoRA weights", "train it with target_modules beside the head")
+    yield from _pairs(header, base, config, found)
+
+
+def _pairs(
+    header: Header, base: BaseIdentity, config: LoraConfig | None, found: Weights
+) -> Iterator[Problem]:
     named: dict[str, str] = {}
     for module, sides in found.sides.items():
         if named.setdefault(base.layer(module), module) != module:
