@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Purpose = Literal["generate", "embed", "classify"]
@@ -28,8 +28,9 @@ class Serving:
 
     @classmethod
     def of_json(cls, value: Any) -> "Serving":
-        """What an engine's record says; one of an older Tenon says nothing."""
-        return cls(**value) if isinstance(value, dict) else TEXT
+        """What an engine's record says; one of another release of Tenon may say nothing, or more."""
+        given = value if isinstance(value, dict) else {}
+        return cls(**{field.name: given.get(field.name, field.default) for field in fields(cls)})
 
 
 TEXT = Serving()

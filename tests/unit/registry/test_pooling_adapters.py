@@ -86,6 +86,17 @@ def test_sentence_transformers_make_vectors(tmp_path: Path) -> None:
     assert identify_base(str(folder)).serving.purpose == "embed"
 
 
+@pytest.mark.parametrize(
+    ("said", "serving"),
+    [
+        (None, Serving()),
+        ({"purpose": "classify", "base_labels": 3, "labels": 32, "new": 1}, Serving("classify", 3, 32)),
+    ],
+)
+def test_what_a_record_says(said: Any, serving: Serving) -> None:
+    assert Serving.of_json(said) == serving
+
+
 @pytest.mark.parametrize("change", [lambda tensors: tensors, bare])
 def test_an_adapter_for_vectors(tmp_path: Path, change: Any) -> None:
     folder = write_adapter(tmp_path / "a", change(lora_tensors()), task_type="FEATURE_EXTRACTION")
