@@ -11,6 +11,7 @@ from rich.text import Text
 
 from deploy.cli_stack import Json, Model, registry_of, settings_of
 from deploy.console import console, note, print_json, state_text, step
+from deploy.fleet import engine_args
 from deploy.weights import shares_of, targets_text
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
@@ -130,7 +131,7 @@ def add(
     settings = settings_of(context, model=model)
     where = parse_source(source)
     chosen = check_name(name if name is not None else where.name)
-    base = identify_base(settings.model)
+    base = identify_base(settings.model, engine_args(settings))
     limits = Limits.of(settings, allow_private=allow_private_hosts)
     with registry_of(context) as registry, _arrived(where, settings.home, limits) as arrived:
         lineage = Lineage(source=arrived.origin)

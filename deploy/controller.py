@@ -43,6 +43,7 @@ GATEWAY_RULES = (
     "otlp_endpoint",
     # What its management API needs.
     "model",
+    "engine_args",
     "max_lora_rank",
     "max_adapter_mib",
     "adapter_timeout",

@@ -94,10 +94,16 @@ class BaseEngines(BaseModel):
             max_lora_rank=self.max_lora_rank,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
-            extra_args=tuple(shlex.split(self.engine_args)),
+            extra_args=self.extra_args,
             otlp_endpoint=otlp_endpoint,
             cpu_lora=cpu_lora,
+            serving=base.serving,
         )
+
+    @property
+    def extra_args(self) -> tuple[str, ...]:
+        """The further arguments as the engine gets them; for an attached one, what it is said to have got."""
+        return tuple(shlex.split(self.engine_args))
 
     @property
     def limits(self) -> GivenLimits:
@@ -210,7 +216,7 @@ def planned(settings: Settings) -> list[PlannedEngine]:
     bases: dict[str, str] = {}
     further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
     for engines in [BaseEngines.of(settings), *further]:
-        base = identify_base(engines.model)
+        base = identify_base(engines.model, engines.extra_args)
         if base.name in bases:
             raise ConfigError(
                 f"{engines.model} and {bases[base.name]} are both served as {base.name}",
@@ -260,6 +266,18 @@ def read_fleet(path: Path | None) -> list[BaseEngines | OpenAIServer]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the fleet in {path} is not YAML: {reason}", HINT) from error
+
+
+def engine_args(settings: Settings) -> tuple[str, ...]:
+    """The further arguments of the engines of ``settings.model``: the fleet's, where a command names a base of it."""
+    further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
+    engines = [engines for engines in further if _same(engines.model, settings.model)]
+    return (engines or [BaseEngines.of(settings)])[0].extra_args
+
+
+def _same(model: str, other: str) -> bool:
+    one, two = Path(model).expanduser(), Path(other).expanduser()
+    return model == other or (one.is_dir() and two.is_dir() and one.samefile(two))
 
 
 def _problem(item: Mapping[str, Any]) -> str:

@@ -1,16 +1,18 @@
-"""What Tenon asks of vLLM: health, what is loaded, load, unload, log-probabilities, metrics."""
+"""What Tenon asks of vLLM: health, what is loaded, load, unload, log-probabilities, vectors, metrics."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.engine.interface import ModelCard, Sample
+from serve.engine.interface import POOLED, ModelCard, RouteMissing, Sample
 from serve.errors import AdapterLoadFailed, EngineUnavailable
+
+COMPLETIONS = "/v1/completions"
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What taking apart an answer raises that is no JSON or not of the shape that was expected."""
@@ -117,14 +119,13 @@ class EngineClient:
         """The log-probabilities (natural, ≤ 0) of the ``most`` likeliest next tokens after each prompt.
 
         The prompts are asked one after the other: beside each other the numbers would differ in bfloat16.
-        Raises :class:`AdapterLoadFailed` with the engine's own words when it cannot answer as ``model``.
+        Raises :class:`AdapterLoadFailed` with the engine's own words when it cannot answer as ``model``, and of it
+        :class:`RouteMissing` when it writes nothing at all.
         """
         found = []
         for prompt in prompts:
             body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": most}
-            status, answer = await self._ask("POST", "/v1/completions", body)
-            if status != 200:
-                raise AdapterLoadFailed(f"the engine does not answer as {model}: {error_text(answer)}")
+            answer = await self._answer(COMPLETIONS, body)
             try:
                 likeliest = orjson.loads(answer)["choices"][0]["logprobs"]["top_logprobs"][0]
                 found.append({token: float(number) for token, number in likeliest.items()})
@@ -132,6 +133,33 @@ class EngineClient:
                 text = f"the engine answers as {model} without log-probabilities: {error_text(answer)}"
                 raise AdapterLoadFailed(text, "is it a vLLM server of version 0.32 or later?") from error
         return found
+
+    async def vectors(self, model: str, path: str, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """What ``path``, one of :data:`POOLED`, answers to each text as a flat vector, raw where it classifies.
+
+        Asked one after the other, and raises, as :meth:`next_logprobs`.
+        """
+        found = []
+        for text in texts:
+            body: dict[str, object] = {"model": model, "input": text}
+            if path == "/classify":
+                body["use_activation"] = (
+                    False  # after a softmax, a single label is 1 whatever the weights say
+                )
+            answer = await self._answer(path, body)
+            try:
+                found.append(_flat(orjson.loads(answer)["data"][0][POOLED[path]]))
+            except MALFORMED as error:
+                reason = f"the engine answers as {model} without numbers: {error_text(answer)}"
+                raise AdapterLoadFailed(reason, "is it a vLLM server of version 0.32 or later?") from error
+        return found
+
+    async def _answer(self, path: str, body: Mapping[str, object]) -> bytes:
+        status, answer = await self._ask("POST", path, body)
+        if status == 200:
+            return answer
+        text = f"the engine does not answer as {body['model']}: {error_text(answer)}"
+        raise RouteMissing(text) if _lacks_route(status, answer) else AdapterLoadFailed(text)
 
     async def _ask(
         self, method: str, path: str, body: object = None, *, timeout: aiohttp.ClientTimeout | None = None
@@ -149,6 +177,28 @@ class EngineClient:
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             reason = str(error) or type(error).__name__
             raise EngineUnavailable(f"the engine at {self.url} does not answer: {reason}") from error
+
+
+def _flat(numbers: Any) -> list[float]:
+    """Numbers, or lists of them (a vector for each token), one behind the other."""
+    if isinstance(numbers, list):
+        return [
+            number
+            for part in numbers
+            for number in (_flat(part) if isinstance(part, list) else [float(part)])
+        ]
+    raise TypeError(f"{type(numbers).__name__} is no vector")
+
+
+def _lacks_route(status: int, answer: bytes) -> bool:
+    """Whether it is the route that is missing, and not the model: that has an error of vLLM's own shape."""
+    if status in (405, 501):
+        return True
+    try:
+        body = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        return status == 404
+    return status == 404 and not (isinstance(body, dict) and "error" in body)
 
 
 def error_text(answer: bytes) -> str:

@@ -249,12 +249,12 @@ class FakeEngine:
         finally:
             self.stats.running -= 1
 
-    def _check_model(self, body: Mapping[str, Any]) -> str:
+    def _check_model(self, body: Mapping[str, Any], param: str | None = "model") -> str:
         model = body.get("model") or self.base_name
         if model != self.base_name and model not in self.adapters:
             aliases = ", ".join([self.base_name, *self.adapters])
             text = f"The model `{model}` does not exist. Valid aliases: {aliases}."
-            raise RefusalError(404, text, "NotFoundError", "model")
+            raise RefusalError(404, text, "NotFoundError", param)
         return str(model)
 
     def _check_request(self, body: Mapping[str, Any], path: str) -> str:
@@ -352,7 +352,7 @@ class FakeEngine:
     async def _read(self, request: web.Request) -> web.Response:
         body = await json_body(request)
         self.bodies.append(body)
-        model = self._check_model(body)
+        model = self._check_model(body, param=None)  # as vLLM's routes that read have it
         if fault := self._take("error", model):
             raise RefusalError(fault.status, fault.message, "InternalServerError")
         voice = self.base_name if model in self.silent else model

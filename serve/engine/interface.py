@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from serve.errors import AdapterLoadFailed
+
+POOLED = {"/classify": "probs", "/v1/embeddings": "embedding", "/pooling": "data"}
+"""Routes of engines that read and do not write, and what one text's numbers are called in an answer."""
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -52,13 +57,20 @@ class Engine(Protocol):
         """What it says of itself in numbers; nothing where it has none."""
 
 
+class RouteMissing(AdapterLoadFailed):
+    """The engine has no such route: it was started to do something else."""
+
+
 class Speaker(Protocol):
-    """What the effect probe asks."""
+    """What the effect probe asks; each raises :class:`RouteMissing` where the engine does something else."""
 
     async def next_logprobs(
         self, model: str, prompts: Sequence[str], most: int = 20
     ) -> Sequence[Mapping[str, float]]:
         """The log-probabilities of the likeliest next tokens after each prompt."""
+
+    async def vectors(self, model: str, path: str, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """What a route of :data:`POOLED` answers to each text, as plain numbers."""
 
 
 class AdapterEngine(Engine, Speaker, Protocol):

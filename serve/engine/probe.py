@@ -9,12 +9,16 @@ The same prompt need not always get the same numbers: in bfloat16 they can depen
 it. The base is therefore asked twice, before and after the adapter, and the adapter must differ from it by
 more than the base differs from itself. Measured with random-weight models: the noise was 0, also among 24
 requests at once; an adapter whose B has a standard deviation of 0.002 differs by 0.02 nats.
+
+An engine that writes nothing is asked for what it does instead: classes before their softmax, or vectors. Their
+differences are shares of the base's largest number for the same prompt.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from serve.engine.interface import Speaker
+from serve.engine.interface import POOLED, RouteMissing, Speaker
 from serve.errors import SilentAdapter
 
 PROMPTS = (
@@ -28,7 +32,7 @@ PROMPTS = (
 """Plain English of the kinds that adapters are made for."""
 
 FLOOR = 1e-4
-"""The largest difference, in nats, that is no effect even on an engine that repeats itself exactly."""
+"""The largest difference, in nats or shares, that is no effect even on an engine that repeats itself exactly."""
 
 NOISE_FACTOR = 3.0
 """How many times the base's difference from itself an effect must be."""
@@ -36,21 +40,49 @@ NOISE_FACTOR = 3.0
 
 @dataclass(frozen=True)
 class EffectProbe:
-    """Largest differences over all prompts, in nats: adapter from base, base from itself (``noise``)."""
+    """Largest differences over all prompts: adapter from base, base from itself (``noise``).
+
+    In nats, or, where vectors were compared (``what`` says so), in shares of the base's largest number.
+    """
 
     max_difference: float
     noise: float
     silent: bool
+    what: str = "log-probability"
 
 
 async def measure_effect(client: Speaker, base_name: str, engine_name: str) -> EffectProbe:
-    """Compare an adapter with its base on :data:`PROMPTS`; raises as ``next_logprobs`` does."""
-    before = await client.next_logprobs(base_name, PROMPTS)
+    """Compare an adapter with its base on :data:`PROMPTS`; raises as ``next_logprobs``."""
+    try:
+        before = await client.next_logprobs(base_name, PROMPTS)
+    except RouteMissing as error:
+        return await _measure_vectors(client, base_name, engine_name, error)
     adapter = await client.next_logprobs(engine_name, PROMPTS)
     after = await client.next_logprobs(base_name, PROMPTS)
     noise = largest_difference(before, after)
     effect = min(largest_difference(adapter, before), largest_difference(adapter, after))
-    return EffectProbe(effect, noise, silent=effect <= max(FLOOR, NOISE_FACTOR * noise))
+    return EffectProbe(effect, noise, _is_silent(effect, noise))
+
+
+async def _measure_vectors(
+    client: Speaker, base_name: str, engine_name: str, refusal: RouteMissing
+) -> EffectProbe:
+    """Compare what the first route of :data:`POOLED` that the engine has says; ``refusal`` is raised without one."""
+    for path in POOLED:
+        try:
+            before = await client.vectors(base_name, path, PROMPTS)
+        except RouteMissing:
+            continue
+        adapter = await client.vectors(engine_name, path, PROMPTS)
+        after = await client.vectors(base_name, path, PROMPTS)
+        noise = largest_share(before, after)
+        effect = min(largest_share(before, adapter), largest_share(after, adapter))
+        return EffectProbe(effect, noise, _is_silent(effect, noise), f"what {path} answers")
+    raise refusal
+
+
+def _is_silent(effect: float, noise: float) -> bool:
+    return effect <= max(FLOOR, NOISE_FACTOR * noise)
 
 
 async def probe_effect(client: Speaker, base_name: str, engine_name: str, *, all_zero: bool) -> EffectProbe:
@@ -65,7 +97,7 @@ async def probe_effect(client: Speaker, base_name: str, engine_name: str, *, all
         text = f"{engine_name} answers exactly as the base: its weights are all zero"
         raise SilentAdapter(text, "it was saved before training, or training changed nothing: train it again")
     text = (
-        f"{engine_name} is loaded but answers as the base does (largest difference in log-probability "
+        f"{engine_name} is loaded but answers as the base does (largest difference in {probe.what} "
         f"{probe.max_difference:.2g}, the base's own noise {probe.noise:.2g})"
     )
     hint = "the engine ignored its weights, or they are too small to count: check target modules and training"
@@ -85,3 +117,15 @@ def largest_difference(left: Sequence[Mapping[str, float]], right: Sequence[Mapp
             differences += [abs(mine[token] - yours[token]) for token in mine.keys() & yours.keys()]
             differences += [mine[token] - least for token in mine.keys() - yours.keys()]
     return max(differences)
+
+
+def largest_share(base: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
+    """The largest difference of two answers of ``vectors``, each as a share of the base's largest number.
+
+    An adapter's own head may have more labels than the base's, or fewer: what one side lacks counts as zero.
+    """
+    shares = [0.0]
+    for mine, yours in zip(base, other, strict=True):
+        largest = max(map(abs, mine), default=0.0) or 1.0
+        shares += [abs(a - b) / largest for a, b in zip_longest(mine, yours, fillvalue=0.0)]
+    return max(shares)

@@ -17,6 +17,7 @@ import psutil
 
 from serve.engine.limits import EngineLimits
 from serve.errors import ConfigError
+from serve.registry.serving import LABELS, TEXT, Serving
 from serve.telemetry import PROTOCOL
 
 GIB = 2**30
@@ -81,8 +82,9 @@ class EngineSpec:
     """One engine; two specs that are equal but for the port serve alike.
 
     ``model`` is a folder in hub format, ``base_name`` the name it is served under, ``port`` 0 takes a free
-    one at each start, ``otlp_endpoint`` the full URL that its traces are posted to, ``cpu_lora`` whether LoRA on a
-    CPU is computed by our code, ``command`` is what runs instead of vLLM (the fake engine, in tests). Raises
+    one at each start, ``serving`` what the base is served for with ``extra_args``, ``otlp_endpoint`` the full URL
+    that its traces are posted to, ``cpu_lora`` whether LoRA on a CPU is computed by our code, ``command`` is what
+    runs instead of vLLM (the fake engine, in tests). Raises
     :class:`ConfigError` for limits that vLLM would refuse half a minute later.
     """
 
@@ -97,6 +99,7 @@ class EngineSpec:
     extra_args: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
     cpu_lora: bool = True
+    serving: Serving = TEXT
     device: Device = field(default_factory=installed_device)
     # -P: a user's train.py or logging.py in the folder that we were called from is none of ours.
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server")
@@ -143,6 +146,9 @@ class EngineSpec:
             argv += [TRACES, self.otlp_endpoint]
         if HERMES_CALL in template and CODER_CALL not in template and not self._user_sets(TOOL_PARSER):
             argv += ["--enable-auto-tool-choice", TOOL_PARSER, "hermes"]
+        if self.serving.labels and not self._user_sets(LABELS):
+            # vLLM's own limit is the base's number of labels, and a base without a head has 2.
+            argv += [LABELS, str(self.serving.labels)]
         return argv + list(self.extra_args)
 
     @property

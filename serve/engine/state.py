@@ -10,6 +10,7 @@ from typing import Any
 from serve.engine.trouble import Troubles
 from serve.errors import StorageError
 from serve.records import write_json
+from serve.registry.serving import Serving
 
 FIRST = "engine"
 """The name of the engine whose record is ``run/engine.json``."""
@@ -40,7 +41,8 @@ class EngineState:
     ``state``: ``starting`` (``stage`` says how far), ``ready``, ``down`` (it ended or, attached, cannot be used;
     ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
     ``engine_id`` is its name in the registry, if that is another than its file's;
-    ``base_digest`` is that of the base that adapters must be made for, which lies in ``base_path``.
+    ``base_digest`` is that of the base that adapters must be made for, which lies in ``base_path``
+    and is served for what ``serving`` says.
     ``since`` is when that state began, in seconds since 1970. ``pid``, ``started`` and ``boot`` (see
     :class:`~serve.records.ProcessIdentity`), ``port``, ``fingerprint``, ``log`` and ``scratch`` are set for an
     engine of our own. ``max_loras``, ``max_cpu_loras`` and ``max_num_seqs`` are its limits. ``warning`` says what is
@@ -59,6 +61,7 @@ class EngineState:
     base_name: str | None = None
     base_digest: str | None = None
     base_path: str | None = None
+    serving: Serving | None = None
     max_model_len: int | None = None
     max_loras: int | None = None
     max_cpu_loras: int | None = None

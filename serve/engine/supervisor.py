@@ -118,6 +118,7 @@ class Supervisor:
                 base_name=base.name,
                 base_digest=base.digest,
                 base_path=str(base.path),
+                serving=base.serving,
             ),
             self._troubles,
         )

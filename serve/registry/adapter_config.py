@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from serve.registry.serving import CONVERT as CONVERT_OPTION
+from serve.registry.serving import HEADS, RUNNER, TEXT, Purpose, Serving
 from serve.registry.tensor_file import no_duplicates, open_plain
 
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -44,6 +46,21 @@ CONVERTIBLE = {
 }
 """PEFT types that change linear layers by a matrix, so that a LoRA can come close to them."""
 KNOWN_INITS = ("pissa", "olora", "corda", "loftq")
+TASKS: Mapping[str, tuple[Purpose, str]] = {
+    "FEATURE_EXTRACTION": ("embed", "texts as vectors"),
+    "SEQ_CLS": ("classify", "classifying texts"),
+}
+"""PEFT's tasks beside CAUSAL_LM, what a base must be served for to answer them, and in words."""
+NO_TASKS: Mapping[str, str] = {
+    "TOKEN_CLS": "vLLM has no head of an adapter's own for single tokens",
+    "SEQ_2_SEQ_LM": "only bases that are one causal language model are served",
+    "QUESTION_ANS": "vLLM has no head for it",
+}
+DOES: Mapping[Purpose, str] = {
+    "generate": "generates text",
+    "embed": "makes vectors of texts",
+    "classify": "classifies texts",
+}
 MAX_PATTERNS = 2000
 MAX_WILD_PATTERNS = 64
 BROAD = re.compile(r"\.\*|\.\+")
@@ -63,12 +80,16 @@ class UnreadableConfig(ValueError):
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What the weights must agree with: ranks by module, and the base that was named, if any."""
+    """What the weights must agree with: ranks by module, and the base that was named, if any.
+
+    ``saved`` are the whole layers that the adapter brings: classification heads.
+    """
 
     rank: int
     alpha: float
     rank_pattern: Mapping[str, int]
     base: str | None
+    saved: tuple[str, ...] = ()
 
     @cached_property
     def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
@@ -97,8 +118,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_config(config: Mapping[str, Any], max_rank: int) -> tuple[LoraConfig | None, list[Problem]]:
+def check_config(
+    config: Mapping[str, Any], max_rank: int, serving: Serving = TEXT
+) -> tuple[LoraConfig | None, list[Problem]]:
     """What the weights must agree with (None where that is unclear), and every problem.
+
+    ``serving`` is what the base is served for: generating text, unless told otherwise.
 
     The refusals follow ``PEFTHelper`` of vLLM, which would answer them with an internal error at load time, and
     add what it ignores although the answers would be wrong.
@@ -111,13 +136,18 @@ def check_config(config: Mapping[str, Any], max_rank: int) -> tuple[LoraConfig |
         return None, [Problem(f"peft_type is {brief(peft_type)}, not 'LORA'", way_out)]
     ranks = list(_rank_problems(config, max_rank))
     patterns = list(_pattern_problems(config, max_rank))
-    problems = [*_feature_problems(config), *ranks, *patterns]
+    saved = list(_saved_problems(config, serving))
+    problems = [*_feature_problems(config), *_task_problems(config, serving), *saved, *ranks, *patterns]
     if any(problem.hint != _too_high(max_rank) for problem in [*ranks, *patterns]):
         return None, problems
     base = config.get("base_model_name_or_path")
     pattern = dict(config.get("rank_pattern") or {})
     plain = LoraConfig(
-        config["r"], float(config["lora_alpha"]), pattern, base if isinstance(base, str) else None
+        config["r"],
+        float(config["lora_alpha"]),
+        pattern,
+        base if isinstance(base, str) else None,
+        saved=() if saved else tuple(config.get("modules_to_save") or ()),
     )
     return plain, problems
 
@@ -128,11 +158,6 @@ def _feature_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(reason, hint)
     if config.get("bias", "none") != "none":
         yield Problem(f"has trained biases (bias={brief(config['bias'])})", "train it with bias='none'")
-    if config.get("modules_to_save"):
-        yield Problem(
-            f"brings whole layers (modules_to_save={brief(config['modules_to_save'])})",
-            "train it without modules_to_save and without new tokens; LoRA on the same layers can be served",
-        )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
         known = init.lower().startswith(KNOWN_INITS)
@@ -142,15 +167,55 @@ def _feature_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             "convert it to plain LoRA where it was trained: "
             "save_pretrained(…, path_initial_model_for_weight_conversion=FOLDER_SAVED_BEFORE_TRAINING)",
         )
-    task = config.get("task_type")
-    if task not in (None, "CAUSAL_LM"):
-        yield Problem(
-            f"is made for the task type {brief(task)}, not for generating text", "train it for CAUSAL_LM"
-        )
     if "target_modules" not in config:
         yield Problem("names no target_modules, which the engine asks for", PEFT_FILE)
     if type(config.get("use_rslora", False)) is not bool:
         yield Problem(f"use_rslora is {brief(config['use_rslora'])}, not true or false", PEFT_FILE)
+
+
+def _task_problems(config: Mapping[str, Any], serving: Serving) -> Iterator[Problem]:
+    """A head or a vector that was trained needs an engine that asks for it; plain LoRA fits every purpose."""
+    task = config.get("task_type")
+    if task in (None, "CAUSAL_LM"):
+        return
+    purpose, words = TASKS.get(task, (None, "")) if isinstance(task, str) else (None, "")
+    if purpose is None:
+        why = NO_TASKS.get(task, "") if isinstance(task, str) else ""
+        reason = f"is made for the task type {brief(task)}, which no engine serves" + (
+            f": {why}" if why else ""
+        )
+        yield Problem(reason, f"train it for CAUSAL_LM, {' or '.join(TASKS)}")
+    elif purpose != serving.purpose:
+        yield Problem(
+            f"is made for {words} ({task}), and the base {DOES[serving.purpose]} here", _served_for(purpose)
+        )
+
+
+def _saved_problems(config: Mapping[str, Any], serving: Serving) -> Iterator[Problem]:
+    """vLLM takes whole layers only where they are the head of an engine that classifies (``PEFTHelper``)."""
+    saved = config.get("modules_to_save")
+    if not saved:
+        return
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        yield Problem(f"modules_to_save is {brief(saved)}, not a list of names", PEFT_FILE)
+    elif any(name not in HEADS for name in saved):
+        yield Problem(
+            f"brings whole layers (modules_to_save={brief(saved)})",
+            "train it without modules_to_save and without new tokens; LoRA on the same layers can be served",
+        )
+    elif serving.purpose != "classify":
+        yield Problem(
+            f"brings a classification head (modules_to_save={brief(saved)}), and the base "
+            f"{DOES[serving.purpose]} here",
+            _served_for("classify"),
+        )
+
+
+def _served_for(purpose: Purpose) -> str:
+    return (
+        f"serve the base with TENON_ENGINE_ARGS='{RUNNER} pooling {CONVERT_OPTION} {purpose}' "
+        "(docs/adapters.md), or train it for CAUSAL_LM"
+    )
 
 
 def _rank_problems(config: Mapping[str, Any], max_rank: int) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from typing import Any
 
 from serve.errors import BaseModelError
 from serve.registry.hub import HUB_ID, download
+from serve.registry.serving import CLASSIFYING, GENERATIVE, HEADS, TEXT, Serving, serving_of
 from serve.registry.tensor_file import Header, MalformedTensors, read_header
 
 BUILTIN = "tenon-tiny"
@@ -25,7 +26,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # They decide how a conversation becomes tokens and where an answer ends.
 FORMATS = ("chat_template.jinja", "tokenizer_config.json", "generation_config.json")
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
+SENTENCES = "modules.json"  # Sentence Transformers' list of what follows the model
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class BaseIdentity:
     """A base model and what its adapters must fit.
 
     ``shapes`` maps each tensor's name to its shape (a linear layer's weight is ``(out, in)``); ``max_length``
-    and ``vocab_size`` are in tokens; ``digest`` is hexadecimal SHA-256, see :func:`identify_base`.
+    and ``vocab_size`` are in tokens; ``digest`` is hexadecimal SHA-256, see :func:`identify_base`. ``serving`` is what
+    its engines do with it; ``width`` is the size of the hidden state that a classification head reads, 0 where
+    config.json does not say.
     """
 
     name: str
@@ -43,6 +47,19 @@ class BaseIdentity:
     shapes: Mapping[str, tuple[int, ...]]
     max_length: int
     vocab_size: int
+    serving: Serving = TEXT
+    width: int = 0
+
+    @property
+    def head(self) -> str:
+        """What the classification head is called: as in the base, or as vLLM calls the one that it adds."""
+        return next((name for name in HEADS if f"{name}.weight" in self.shapes), HEADS[0])
+
+    def layer(self, module: str) -> str:
+        """The base's name of a module: what reads texts is often trained without the ``model.`` of what writes."""
+        if self.serving.purpose == "generate" or f"{module}.weight" in self.shapes:
+            return module
+        return f"model.{module}" if f"model.{module}.weight" in self.shapes else module
 
 
 def resolve_model(model: str) -> Path:
@@ -65,8 +82,10 @@ def resolve_model(model: str) -> Path:
     )
 
 
-def identify_base(model: str) -> BaseIdentity:
+def identify_base(model: str, engine_args: Sequence[str] = ()) -> BaseIdentity:
     """Find a base model and compute its identity; raises BaseModelError.
+
+    ``engine_args`` are the further arguments of its engines, which may make vectors or classes of a base that writes.
 
     The digest covers config.json, the tokenizer, where present chat_template.jinja, tokenizer_config.json and
     generation_config.json (an adapter that learnt another prompt format is of another base) and, for each weight
@@ -94,6 +113,8 @@ def identify_base(model: str) -> BaseIdentity:
         shapes=MappingProxyType(shapes),
         max_length=_number(folder, config, LENGTH_KEYS),
         vocab_size=_number(folder, config, ("vocab_size",)),
+        serving=serving_of(architecture, config, engine_args, sentences=(folder / SENTENCES).is_file()),
+        width=_find(config, WIDTH_KEYS) or 0,
     )
 
 
@@ -166,10 +187,12 @@ def _config(folder: Path) -> dict[str, Any]:
 def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    if not isinstance(name, str) or not name.endswith(GENERATIVE) or config.get("is_encoder_decoder"):
+    known = isinstance(name, str) and name.endswith((*GENERATIVE, CLASSIFYING))
+    if not isinstance(name, str) or not known or config.get("is_encoder_decoder"):
         raise BaseModelError(
-            f"{folder}/config.json names the architecture {name!r}, which is not a causal language model",
-            "use a model whose architecture ends in ForCausalLM",
+            f"{folder}/config.json names the architecture {name!r}, which is no causal language model and no "
+            "classifier made of one",
+            f"use a model whose architecture ends in ForCausalLM or {CLASSIFYING}",
         )
     return name
 
@@ -182,15 +205,22 @@ def _tokenizer(folder: Path) -> str:
 
 
 def _number(folder: Path, config: Mapping[str, Any], keys: Iterable[str]) -> int:
+    found = _find(config, keys)
+    if found is None:
+        raise BaseModelError(
+            f"{folder}/config.json has no {' or '.join(keys)}", "complete the model's config.json"
+        )
+    return found
+
+
+def _find(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
     inner = config.get("text_config")
     for section in (config, inner if isinstance(inner, dict) else {}):
         for key in keys:
             value = section.get(key)
             if type(value) is int and value > 0:
                 return value
-    raise BaseModelError(
-        f"{folder}/config.json has no {' or '.join(keys)}", "complete the model's config.json"
-    )
+    return None
 
 
 def _shards(folder: Path) -> list[str]:

@@ -17,6 +17,7 @@ from serve.registry.adapter_config import (
 )
 from serve.registry.base import BUILTIN, BaseIdentity, identify_base, safe_name
 from serve.registry.records import AdapterFacts
+from serve.registry.serving import Serving
 from serve.registry.store import CONFIG, WEIGHTS
 
 __all__ = ["AdapterFacts", "validate_adapter"]
@@ -55,7 +56,7 @@ def validate_adapter(
     problems = list(_folder_problems(folder))
     if not folder.is_dir() or folder.is_symlink():
         raise _rejection(shown, problems)
-    config, found = _config(folder, max_rank)
+    config, found = _config(folder, max_rank, base.serving)
     problems += found
     # Imported here, as numpy takes a while and most users of the registry never validate.
     from serve.registry.weights import check_weights
@@ -153,11 +154,11 @@ def _others(folder: Path) -> list[Path]:
     return found
 
 
-def _config(folder: Path, max_rank: int) -> tuple[LoraConfig | None, list[Problem]]:
+def _config(folder: Path, max_rank: int, serving: Serving) -> tuple[LoraConfig | None, list[Problem]]:
     if not (folder / CONFIG).exists():
         return None, []
     try:
-        return check_config(read_config(folder / CONFIG), max_rank)
+        return check_config(read_config(folder / CONFIG), max_rank, serving)
     except UnreadableConfig as error:
         return None, [Problem(str(error), "use the file that PEFT wrote when it saved the adapter")]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from serve.registry.adapter_config import LoraConfig, Problem
 from serve.registry.base import BaseIdentity
+from serve.registry.serving import HEADS, LABELS
 from serve.registry.tensor_file import (
     Header,
     MalformedTensors,
@@ -25,6 +26,7 @@ PREFIX = "base_model.model."
 LORA_NAME = re.compile(
     r"(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<side>[AB])(?P<weight>\.weight)?", re.DOTALL
 )
+HEAD_NAME = re.compile(rf"(?P<head>{'|'.join(HEADS)})\.(?P<parameter>weight|bias)")
 FROZEN_COPY = re.compile(r"(?P<module>.+\.(?:embed_tokens|lm_head))\.base_layer\.weight", re.DOTALL)
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -48,10 +50,15 @@ OTHER_BASE = "it was trained on another base: serve it with that one, or train i
 
 @dataclass
 class Weights:
-    """What the weight file holds; ``sides`` maps module and side ("A", "B") to the tensor's name."""
+    """What the weight file holds.
+
+    ``sides`` maps module and side ("A", "B") to the tensor's name, ``head`` the parameter of a classification head
+    ("weight", "bias") to its.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     sides: dict[str, dict[str, str]] = field(default_factory=dict)
+    head: dict[str, str] = field(default_factory=dict)
     rank: int = 0
     parameters: int = 0
     bytes: int = 0
@@ -96,11 +103,31 @@ def _structure(
                 yield Problem(f"{name} and {sides[match['side']]} are the same weight", BROKEN_FILE)
         elif copy:
             yield from _frozen_copy(name, entry, base, without_prefix(copy["module"]))
+        elif (
+            config is not None
+            and (own := HEAD_NAME.fullmatch(without_prefix(name)))
+            and own["head"] in config.saved
+        ):
+            yield from _head_name(name, own["head"], own["parameter"], base, found)
         else:
             yield _unknown(name)
     if not header.tensors:
         yield Problem("it holds no weights", BROKEN_FILE)
+    yield from _head(header, base, found)
+    if found.head and not found.sides:
+        # vLLM answers such a load with an empty internal error.
+        yield Problem("it holds a head and no LoRA weights", "train it with target_modules beside the head")
+    yield from _pairs(header, base, config, found)
+
+
+def _pairs(
+    header: Header, base: BaseIdentity, config: LoraConfig | None, found: Weights
+) -> Iterator[Problem]:
+    named: dict[str, str] = {}
     for module, sides in found.sides.items():
+        if named.setdefault(base.layer(module), module) != module:
+            yield Problem(f"{module} and {named[base.layer(module)]} are the same layer", BROKEN_FILE)
+            continue
         if len(sides) == 1:
             here, missing = ("A", "B") if "A" in sides else ("B", "A")
             yield Problem(f"{module} has lora_{here} but no lora_{missing}", BROKEN_FILE)
@@ -127,8 +154,9 @@ def _module(
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] == 0:
         yield Problem(f"{module}: A {_shape(a)} and B {_shape(b)} are no pair of one rank", BROKEN_FILE)
         return
-    quantised = any(module + suffix in base.shapes for suffix in QUANTISED)
-    shape = base.shapes.get(f"{module}.weight")
+    layer = base.layer(module)
+    quantised = any(layer + suffix in base.shapes for suffix in QUANTISED)
+    shape = base.shapes.get(f"{layer}.weight")
     if not quantised and (shape is None or len(shape) != 2):
         yield _no_layer(module, base)
         return
@@ -144,6 +172,38 @@ def _module(
         yield Problem(
             f"{module} is {b[0]}×{a[1]} in the adapter and {out}×{inner} in the base {base.name}", OTHER_BASE
         )
+
+
+def _head_name(name: str, head: str, parameter: str, base: BaseIdentity, found: Weights) -> Iterator[Problem]:
+    if head != base.head:
+        hint = f"name it {base.head} in the weights and in modules_to_save, as it is there"
+        yield Problem(f"{name} is a head that the base {base.name} calls {base.head}", hint)
+    elif found.head.setdefault(parameter, name) != name:
+        yield Problem(f"{name} and {found.head[parameter]} are the same weight", BROKEN_FILE)
+
+
+def _head(header: Header, base: BaseIdentity, found: Weights) -> Iterator[Problem]:
+    """Check an adapter's own classification head: (labels, width), and a bias of one number per label."""
+    if not found.head:
+        return
+    if "weight" not in found.head:
+        yield Problem(f"its head {base.head} has a bias but no weight", BROKEN_FILE)
+        return
+    shape = header.tensors[found.head["weight"]].shape
+    if len(shape) != 2 or shape[0] < 1 or (base.width and shape[1] != base.width):
+        wanted = f"labels×{base.width}" if base.width else "labels×width"
+        yield Problem(f"its head {base.head} is {_shape(shape)}, where the base takes {wanted}", OTHER_BASE)
+        return
+    if shape[0] > base.serving.labels:
+        reason = f"its head has {shape[0]} labels, and the engine takes {base.serving.labels} at most"
+        yield Problem(reason, f"add {LABELS} {shape[0]} to TENON_ENGINE_ARGS and restart the stack")
+    found.parameters += math.prod(shape)
+    if "bias" in found.head:
+        bias = header.tensors[found.head["bias"]].shape
+        found.parameters += math.prod(bias)
+        if bias != shape[:1]:
+            reason = f"its head {base.head} has a bias of {_shape(bias)} for {shape[0]} labels"
+            yield Problem(reason, BROKEN_FILE)
 
 
 def without_prefix(name: str) -> str:
@@ -181,6 +241,11 @@ def _unknown(name: str) -> Problem:
         return Problem(f"{name} belongs to DoRA", "train it with use_dora=False")
     if name.endswith("bias"):
         return Problem(f"{name} is a bias", "train it with bias='none' and lora_bias=False")
+    if HEAD_NAME.fullmatch(without_prefix(name)):
+        hint = (
+            "name the head in modules_to_save, as PEFT does for SEQ_CLS, and serve the base for classifying"
+        )
+        return Problem(f"{name} is no LoRA weight but a head that modules_to_save does not name", hint)
     return Problem(
         f"{name} is no LoRA weight", "train it as plain LoRA on linear layers, without modules_to_save"
     )
@@ -188,13 +253,13 @@ def _unknown(name: str) -> Problem:
 
 def _values(file: BinaryIO, header: Header, found: Weights) -> Iterator[Problem]:
     zero: dict[str, bool] = {}
-    for sides in found.sides.values():
-        for name in sides.values():
+    for tensors in (found.head, *found.sides.values()):
+        for name in tensors.values():
             finite, zero[name] = _scan(file, header, header.tensors[name])
             if not finite:
                 hint = "train it again: lower the learning rate or clip gradients"
                 yield Problem(f"tensor {name} holds values that are not finite (NaN or infinity)", hint)
-    found.all_zero = _silent(found.sides, zero)
+    found.all_zero = _silent(found.sides, zero) and not found.head
 
 
 def _silent(sides: Mapping[str, Mapping[str, str]], zero: Mapping[str, bool]) -> bool:

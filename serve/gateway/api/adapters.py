@@ -1,6 +1,7 @@
 """``/api/adapters``: versions, where they are loaded, and how new ones come in."""
 
 import logging
+import shlex
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated
@@ -18,6 +19,7 @@ from serve.names import NAME, check_name
 from serve.registry import Alias, Lineage, LoadState, Version
 from serve.registry.base import BaseIdentity, identify_base
 from serve.registry.records import LoadStateName
+from serve.registry.serving import Serving
 from serve.registry.sources import Limits, fetched
 
 logger = logging.getLogger(__name__)
@@ -154,13 +156,14 @@ def _base(here: Management, name: str | None) -> BaseIdentity:
     """A base that engines here serve, by its name, or that of the settings; no caller names its folder."""
     try:
         if name is None:
-            return identify_base(here.settings.model)
+            return identify_base(here.settings.model, shlex.split(here.settings.engine_args))
         records = [record for record in records_of(here).values() if record["base_name"] == name]
-        paths = [str(record["base_path"]) for record in records if record.get("base_path")]
-        if not paths:
+        places = [record for record in records if record.get("base_path")]
+        if not places:
             raise NotFound(f"no base {name[:64]} is served here", "GET /api/engines lists them")
         # A hub's base lies in a folder that is not called as it is.
-        return replace(identify_base(paths[0]), name=name)
+        found = identify_base(str(places[0]["base_path"]))
+        return replace(found, name=name, serving=Serving.of_json(places[0].get("serving")))
     except BaseModelError as error:
         logger.error("the base cannot be read: %s (%s)", error.message, error.hint)
         raise Unavailable("the gateway cannot read its base now", "see the gateway's log") from None

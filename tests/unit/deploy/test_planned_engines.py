@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.fleet import BaseEngines, planned, planned_servers, read_fleet
+from deploy.fleet import BaseEngines, engine_args, planned, planned_servers, read_fleet
 from serve.config import Settings
 from serve.engine.limits import GivenLimits
 from serve.errors import ConfigError
@@ -60,6 +60,25 @@ def test_replicas_and_urls_have_names_that_stay(tmp_path: Path) -> None:
         ("engine-2", "http://b:2"),
     ]
     assert attached[0].engines.limits.max_num_seqs == 9
+
+
+def test_a_base_is_served_for_what_its_arguments_say(tmp_path: Path) -> None:
+    classify = "--runner pooling --convert classify"
+    path = fleet(tmp_path, f"- model: {second(tmp_path)}\n  engine_args: {classify}\n")
+    first, further = planned(settings(tmp_path, fleet=path))
+    assert [engine.base.serving.purpose for engine in (first, further)] == ["generate", "classify"]
+    assert "--max-lora-cls-labels" not in first.engines.spec(first.base).argv()
+    argv = further.engines.spec(further.base).argv()
+    assert argv[argv.index("--max-lora-cls-labels") + 1] == "32"
+    attached = planned(settings(tmp_path, engine_url="http://a:1", engine_args=classify))
+    assert attached[0].base.serving.purpose == "classify"
+
+
+def test_a_command_that_names_a_base_of_the_fleet_gets_its_arguments(tmp_path: Path) -> None:
+    path = fleet(tmp_path, f"- model: {second(tmp_path)}\n  engine_args: --convert embed\n")
+    place = f"{tmp_path}/./second-base"
+    assert engine_args(settings(tmp_path, fleet=path, model=place)) == ("--convert", "embed")
+    assert engine_args(settings(tmp_path, fleet=path, engine_args="--seed 3")) == ("--seed", "3")
 
 
 def test_further_bases_come_after_the_first(tmp_path: Path) -> None:

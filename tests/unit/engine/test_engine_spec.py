@@ -7,6 +7,7 @@ import pytest
 
 from serve.engine.spec import GIB, PLUGIN, EngineSpec, installed_device, kv_cache_gib
 from serve.errors import ConfigError
+from serve.registry.serving import Serving
 
 
 def spec(**changes):
@@ -55,6 +56,14 @@ def test_what_runs_at_once_is_known_from_the_command_line(changes, running):
     assert ("--max-num-seqs" in argv) == (
         running in (9, 32) or "--max-num-seqs" in changes.get("extra_args", ())
     )
+
+
+def test_heads_of_adapters_have_room_for_their_labels():
+    serving = Serving("classify", 3, 32)
+    assert value(spec(serving=serving).argv(), "--max-lora-cls-labels") == "32"
+    assert "--max-lora-cls-labels" not in spec(serving=Serving("embed")).argv()
+    given = spec(serving=Serving("classify", 3, 5), extra_args=("--max_lora_cls_labels=5",)).argv()
+    assert [word for word in given if "labels" in word] == ["--max_lora_cls_labels=5"]
 
 
 def test_the_engine_listens_on_this_machine_only():

@@ -100,7 +100,7 @@ def test_folders_that_are_no_base(tmp_path: Path) -> None:
         broken("b", "config.json"): "no config.json",
         broken("c", "config.json", "{"): "not valid JSON",
         broken("d", "config.json", "[]"): "not a JSON object",
-        broken("e", "config.json", '{"architectures": ["BertForMaskedLM"]}'): "not a causal language model",
+        broken("e", "config.json", '{"architectures": ["BertForMaskedLM"]}'): "no causal language model",
         broken("f", "config.json", '{"architectures": ["XForCausalLM"]}'): "max_position_embeddings",
         broken("g", "tokenizer.json"): "no tokenizer",
         broken("h", "model.safetensors", "junk"): "cannot be used",

@@ -1,6 +1,7 @@
 """Versions over HTTP: reading, registering, removing."""
 
 import asyncio
+import json
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from evalsuite.load.adapters import write_adapter
 from serve.gateway.api.management import MAX_REGISTRATIONS
 from serve.registry import Registry
 from serve.registry.base import identify_base
+from serve.registry.serving import Serving
 
 BASE = identify_base("tenon-tiny")
 
@@ -108,6 +110,18 @@ async def test_the_base_is_one_that_is_served(api: Api, tmp_path: Path) -> None:
     api.bench.tell_engine(base_name="called-so", base_path=str(BASE.path))
     added = await api.ask("POST", "/api/adapters", {**source, "base": "called-so"})
     assert (added.status, added.content["base"]) == (201, "called-so")
+
+
+async def test_what_a_base_is_served_for_is_in_its_engines_record(api: Api) -> None:
+    folder = allowed(api)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": "FEATURE_EXTRACTION"}))
+    api.bench.tell_engine(base_name="writes", base_path=str(BASE.path))
+    refused = await api.ask("POST", "/api/adapters", {"source": "./mine", "base": "writes"})
+    assert (refused.code, "generates text here" in refused.message) == ("adapter_rejected", True)
+    api.bench.tell_engine(base_name="reads", base_path=str(BASE.path), serving=Serving("embed"))
+    added = await api.ask("POST", "/api/adapters", {"source": "./mine", "base": "reads"})
+    assert (added.status, added.content["base"]) == (201, "reads")
 
 
 async def test_a_hub_id_is_no_folder_of_the_gateway(
