@@ -23,7 +23,14 @@ import aiohttp
 from rich.console import Console
 
 from evalsuite.load.adapters import write_adapter
-from evalsuite.load.lora_cpu import START_TIMEOUT, TIMEOUT, UnpluggedSpec, add_base_options, chosen_base
+from evalsuite.load.lora_cpu import (
+    START_TIMEOUT,
+    TIMEOUT,
+    UnpluggedSpec,
+    add_base_options,
+    chosen_base,
+    type_option,
+)
 from serve.engine.client import EngineClient
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
@@ -149,7 +156,13 @@ async def check(options: argparse.Namespace) -> tuple[Parity, Parity]:
         }
         found = []
         for kind, at_once in ((UnpluggedSpec, 1), (EngineSpec, 1), (EngineSpec, options.at_once)):
-            spec = kind(base.path, base.name, max_loras=len(adapters), max_lora_rank=max(8, *options.ranks))
+            spec = kind(
+                base.path,
+                base.name,
+                max_loras=len(adapters),
+                max_lora_rank=max(8, *options.ranks),
+                extra_args=type_option(options),
+            )
             found.append(await answers(spec, adapters, options, at_once))
     stock, ours, mixed = found
     return compare(stock, ours, options.tie), compare(ours, mixed, options.tie)

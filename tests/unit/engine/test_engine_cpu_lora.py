@@ -78,7 +78,7 @@ def test_only_a_few_mixtures_are_kept(weights):
         y, x = torch.zeros(len(slots), sum(SIZES)), torch.randn(len(slots), INNER)
         layer.add(y, x, 1.0, Rows.of(torch.tensor(slots)))
         torch.testing.assert_close(y, by_token(x, a, b, 1.0, slots))
-    assert len(layer._mixed) <= 4
+    assert len(layer._choices) <= 4
 
 
 def test_what_overflows_in_a_row_of_another_adapter_stays_out_of_it():
