@@ -137,7 +137,7 @@ async def answers(
                         content = (await reply.json())["choices"][0]["logprobs"]["content"]
                     return [Token.of(item) for item in content]
 
-                asked = questions(options.prompts)
+                asked = questions(options.first + options.prompts)[options.first :]
                 pairs = [(model, question) for question in asked for model in models]
                 return list(await asyncio.gather(*(ask(*pair) for pair in pairs)))
         finally:
@@ -175,6 +175,9 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64], help="an adapter of each rank")
     parser.add_argument("--scale", type=float, default=2.0, help="how much the adapters change")
     parser.add_argument("--prompts", type=int, default=200, help="questions that each model is asked")
+    parser.add_argument(
+        "--first", type=int, default=0, help="questions to leave out before, to ask in pieces"
+    )
     parser.add_argument("--tokens", type=int, default=32, help="longest answer")
     parser.add_argument("--at-once", type=int, default=32, help="requests at once")
     parser.add_argument("--tie", type=float, default=0.13, help="lead in nats that rounding may turn")

@@ -101,7 +101,7 @@ class Adapter:
             change = inner.new_zeros((len(where), y.shape[1]))
             for columns, ranks, b in self.pieces:
                 torch.mm(inner[:, ranks], b, out=change[:, columns])
-            y.index_add_(0, where, change.to(y.dtype))
+            add_where(y, where, change)
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,14 @@ class Packed:
         if scale != 1:
             inner *= scale
         add_product(y, inner, self.b)
+
+
+def add_where(y: torch.Tensor, where: Where, change: torch.Tensor) -> None:
+    """``y[where] += change``."""
+    if isinstance(where, slice):
+        y[where] += change
+    else:
+        y.index_add_(0, where, change.to(y.dtype))
 
 
 def add_product(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
