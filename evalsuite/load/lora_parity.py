@@ -23,7 +23,14 @@ import aiohttp
 from rich.console import Console
 
 from evalsuite.load.adapters import write_adapter
-from evalsuite.load.lora_cpu import START_TIMEOUT, TIMEOUT, UnpluggedSpec, add_base_options, chosen_base
+from evalsuite.load.lora_cpu import (
+    START_TIMEOUT,
+    TIMEOUT,
+    UnpluggedSpec,
+    add_base_options,
+    chosen_base,
+    type_option,
+)
 from serve.engine.client import EngineClient
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
@@ -130,7 +137,7 @@ async def answers(
                         content = (await reply.json())["choices"][0]["logprobs"]["content"]
                     return [Token.of(item) for item in content]
 
-                asked = questions(options.prompts)
+                asked = questions(options.first + options.prompts)[options.first :]
                 pairs = [(model, question) for question in asked for model in models]
                 return list(await asyncio.gather(*(ask(*pair) for pair in pairs)))
         finally:
@@ -149,7 +156,13 @@ async def check(options: argparse.Namespace) -> tuple[Parity, Parity]:
         }
         found = []
         for kind, at_once in ((UnpluggedSpec, 1), (EngineSpec, 1), (EngineSpec, options.at_once)):
-            spec = kind(base.path, base.name, max_loras=len(adapters), max_lora_rank=max(8, *options.ranks))
+            spec = kind(
+                base.path,
+                base.name,
+                max_loras=len(adapters),
+                max_lora_rank=max(8, *options.ranks),
+                extra_args=type_option(options),
+            )
             found.append(await answers(spec, adapters, options, at_once))
     stock, ours, mixed = found
     return compare(stock, ours, options.tie), compare(ours, mixed, options.tie)
@@ -162,6 +175,9 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64], help="an adapter of each rank")
     parser.add_argument("--scale", type=float, default=2.0, help="how much the adapters change")
     parser.add_argument("--prompts", type=int, default=200, help="questions that each model is asked")
+    parser.add_argument(
+        "--first", type=int, default=0, help="questions to leave out before, to ask in pieces"
+    )
     parser.add_argument("--tokens", type=int, default=32, help="longest answer")
     parser.add_argument("--at-once", type=int, default=32, help="requests at once")
     parser.add_argument("--tie", type=float, default=0.13, help="lead in nats that rounding may turn")

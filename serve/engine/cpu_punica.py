@@ -3,6 +3,10 @@
 The stock code for logits expects one row per request. It gets more when a request asks for the log-probabilities of
 its prompt, and if others run beside it, it raises and takes the engine down with it. Here such rows get the logits
 without the adapter's change to the output layer, which adapters on the linear layers do not have anyway.
+
+It also takes -1, which stands for rows without an adapter, for the number of a slot, and so adds to them what the
+adapter in the last slot changes. Here they stay as they are, also where the rest is left to the stock code: fully
+sharded adapters, and the heads of classifiers that are not LoRA.
 """
 
 from collections.abc import Sequence
@@ -13,11 +17,11 @@ from vllm.lora.layers import BaseLayerWithLoRA, LogitsProcessorWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from serve.engine.cpu_lora import LayerLoRA, Rows
+from serve.engine.cpu_lora import LayerLoRA, Rows, add_where, type_to_compute_in
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
-    """LoRA on linear layers and logits; embeddings and pooling stay with the stock code."""
+    """LoRA on linear layers, embeddings and logits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,6 +71,34 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         if len(x) != len(rows.slots) and not rows.all_of_one:
             return
         self._layer((lora_a_stacked,), (lora_b_stacked,), (y.shape[-1],)).add(y, x, scale, rows)
+
+    def add_lora_embedding(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Add the adapters' change of the embeddings to ``y``; ``x`` has the columns of A that tokens chose."""
+        if not add_inputs:
+            y.zero_()
+        dtype = type_to_compute_in(x.dtype)
+        for slot, where in self._token_rows.parts_of(len(x)):
+            add_where(y, where, x[where].to(dtype) @ lora_b_stacked[slot, 0].to(dtype).t())
+
+    def add_shrink(
+        self,
+        y: tuple[torch.Tensor, ...] | torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """The first half for fully sharded adapters, with nothing where a row has none."""
+        super().add_shrink(y, x, lora_a_stacked, scale, **kwargs)
+        for part in y:
+            part.view(-1, part.shape[-1])[self._token_rows.slots < 0] = 0
 
     def _layer(
         self, a_stacked: tuple[torch.Tensor, ...], b_stacked: tuple[torch.Tensor, ...], sizes: Sequence[int]

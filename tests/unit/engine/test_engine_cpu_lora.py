@@ -38,9 +38,14 @@ def weights():
     ids=lambda slots: str(slots),
 )
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-@pytest.mark.parametrize("at_once", [256, 1])
-def test_each_token_gets_the_change_of_its_own_adapter(monkeypatch, weights, slots, scale, at_once):
-    monkeypatch.setattr(cpu_lora, "_ROWS_AT_ONCE", at_once)
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"_SIZE_AT_ONCE": 0}, {"_WORK_AT_ONCE": 0}, {"_SIZE_AT_ONCE": 0, "_ROWS_AT_ONCE": 2}],
+    ids=["side by side", "apart", "apart for the many rows", "apart, few rows at a time"],
+)
+def test_each_token_gets_the_change_of_its_own_adapter(monkeypatch, weights, slots, scale, limits):
+    for name, value in limits.items():
+        monkeypatch.setattr(cpu_lora, name, value)
     a, b = weights
     x, y = torch.randn(len(slots), INNER), torch.randn(len(slots), sum(SIZES))
     expected = y + by_token(x, a, b, scale, slots)
@@ -49,6 +54,34 @@ def test_each_token_gets_the_change_of_its_own_adapter(monkeypatch, weights, slo
         found = y.clone()
         layer.add(found, x, scale, Rows.of(torch.tensor(slots)))
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", [0, 10_000], ids=["apart", "side by side"])
+@pytest.mark.parametrize("compute_in", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("slots", [[1, 1, 1], [2, 0, -1, 1, 0]], ids=str)
+def test_bfloat16_is_rounded_and_no_more(monkeypatch, weights, slots, compute_in, size):
+    monkeypatch.setattr(cpu_lora, "type_to_compute_in", lambda _: compute_in)
+    monkeypatch.setattr(cpu_lora, "_SIZE_AT_ONCE", size)
+    a, b = ([matrix.bfloat16() for matrix in matrices] for matrices in weights)
+    x = torch.randn(len(slots), INNER).bfloat16()
+    y = torch.randn(len(slots), sum(SIZES)).bfloat16()
+    exact = [[matrix.float() for matrix in matrices] for matrices in (a, b)]
+    expected = y.float() + by_token(x.float(), *exact, 1.0, slots)
+    LayerLoRA(a, b, SIZES).add(y, x, 1.0, Rows.of(torch.tensor(slots)))
+    torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=0.05)
+
+
+def test_types_are_those_that_the_processor_multiplies():
+    assert cpu_lora.type_to_compute_in(torch.float32) == torch.float32
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert cpu_lora.type_to_compute_in(torch.bfloat16) == (torch.bfloat16 if supported else torch.float32)
+
+
+def test_rows_that_follow_each_other_are_a_run(monkeypatch):
+    monkeypatch.setattr(cpu_lora, "_ROWS_AT_ONCE", 2)
+    (first, run), (second, rest), (third, numbers) = Rows.of(torch.tensor([1, 0, 0, 0, -1, 1])).parts
+    assert (first, run, second, rest, third) == (0, slice(1, 3), 0, slice(3, 4), 1)
+    assert numbers.tolist() == [0, 5]
 
 
 def test_rows_say_which_slots_occur():
@@ -78,10 +111,12 @@ def test_only_a_few_mixtures_are_kept(weights):
         y, x = torch.zeros(len(slots), sum(SIZES)), torch.randn(len(slots), INNER)
         layer.add(y, x, 1.0, Rows.of(torch.tensor(slots)))
         torch.testing.assert_close(y, by_token(x, a, b, 1.0, slots))
-    assert len(layer._mixed) <= 4
+    assert len(layer._choices) <= 4
 
 
-def test_what_overflows_in_a_row_of_another_adapter_stays_out_of_it():
+@pytest.mark.parametrize("size", [0, 10_000], ids=["apart", "side by side"])
+def test_what_overflows_in_a_row_of_another_adapter_stays_out_of_it(monkeypatch, size):
+    monkeypatch.setattr(cpu_lora, "_SIZE_AT_ONCE", size)
     a, b = torch.ones(2, 1, 1, 2), torch.ones(2, 1, 3, 1)
     a[1] = torch.finfo(torch.float32).max
     y = torch.zeros(2, 3)

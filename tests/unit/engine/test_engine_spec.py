@@ -2,6 +2,7 @@ import json
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,10 +195,25 @@ def test_the_cache_grows_with_the_weights_within_a_quarter_of_the_memory(weights
     assert kv_cache_gib(weights, memory) == gib
 
 
-def test_the_cache_is_sized_by_the_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("able", "weights", "memory", "dtype", "gib"),
+    [
+        (True, GIB + 1, 64 * GIB, "bfloat16", 2),
+        (False, GIB + 1, 64 * GIB, "float32", 3),
+        (False, 16 * GIB, 64 * GIB, "float32", 16),
+        (False, 16 * GIB + 1, 64 * GIB, "bfloat16", 16),
+    ],
+)
+def test_the_engine_computes_in_the_faster_type_that_fits(
+    monkeypatch, tmp_path, able, weights, memory, dtype, gib
+):
+    monkeypatch.setattr("serve.engine.spec.multiplies_bfloat16", lambda: able)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=memory))
     with (tmp_path / "model.safetensors").open("wb") as file:
-        file.truncate(GIB + 1)
-    assert int(spec(model=tmp_path).environment({})["VLLM_CPU_KVCACHE_SPACE"]) in (1, 2)
+        file.truncate(weights)
+    assert value(spec(model=tmp_path).argv(), "--dtype") == dtype
+    assert spec(model=tmp_path).environment({})["VLLM_CPU_KVCACHE_SPACE"] == str(gib)
+    assert "--dtype" not in spec(model=tmp_path, device="cuda").argv()
 
 
 def test_our_plugin_is_installed_and_the_only_one_loaded():
