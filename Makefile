@@ -21,7 +21,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 option = $(if $(value $(1)),--$(2) $(call quoted,$(1)))
 STACK = $(call option,MODEL,model) $(call option,PORT,port)
 
-.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults clean
+.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -66,6 +66,15 @@ bench-gateway: setup ## Measure what the gateway costs, beside other proxies (AR
 
 bench-faults: setup ## Cut, kill and drain a gateway under load, and count what clients see
 	@$(BIN)/python -m evalsuite.load.faults all $(ARGS)
+
+bench-slots: setup ## Measure the time to the first token of many adapters on few slots, vLLM beside the gateway
+	@$(BIN)/python -m evalsuite.load.slots_engine $(ARGS)
+
+bench-adapters: setup ## Measure the base, one adapter and mixes on the device that is there, by engine setting
+	@$(BIN)/python -m evalsuite.load.mixes $(ARGS)
+
+bench-overhead: setup ## Measure what the gateway leaves of the engine's throughput (ARGS="--shape smollm2-135m")
+	@$(BIN)/python -m evalsuite.load.overhead $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
 	-@if [ -x $(TENON) ]; then $(TENON) down; fi

@@ -86,6 +86,7 @@ class Shape:
 
 # The quarter has a quarter of the layers and of the vocabulary, so that each step costs a quarter.
 SHAPES = {
+    "smollm2-135m": Shape("LlamaForCausalLM", 30, 576, 1536, 9, 3, 64, 49_152, True),
     "qwen3-0.6b": Shape("Qwen3ForCausalLM", 28, 1024, 3072, 16, 8, 128, 151_936, True),
     "qwen3-0.6b-quarter": Shape("Qwen3ForCausalLM", 7, 1024, 3072, 16, 8, 128, 37_984, True),
     "llama-3-8b": Shape("LlamaForCausalLM", 32, 4096, 14_336, 32, 8, 128, 128_256, False),

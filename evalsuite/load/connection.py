@@ -4,16 +4,19 @@ One request after the other over HTTP/1.1 with keep-alive; the answer's events a
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httptools
 import orjson
 
 CHAT = "/v1/chat/completions"
+ERROR_EVENT = b'data: {"error"'
+END_OF_STREAM = b"data: [DONE]\n\n"
 
 
 class Broken(Exception):
@@ -38,6 +41,12 @@ class Answer:
     def body(self) -> bytes:
         """All of the body that has come."""
         return b"".join(self.parts)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a stream that ended as it should; vLLM ends one that failed in the same way."""
+        body = self.body
+        return self.status == 200 and body.endswith(END_OF_STREAM) and ERROR_EVENT not in body
 
 
 @dataclass(slots=True)
@@ -72,7 +81,7 @@ class Connection(asyncio.Protocol):
         self._close_after = False
 
     @classmethod
-    async def open(cls, url: str, tally: Tally | None = None) -> "Connection":
+    async def open(cls, url: str, tally: Tally | None = None) -> Self:
         """Connect to the host and port of ``url``; raises Broken."""
         where, loop = urlsplit(url), asyncio.get_running_loop()
         try:
@@ -158,3 +167,30 @@ class Connection(asyncio.Protocol):
                 future.set_exception(Broken(reason, self.answer))
                 future.exception()  # whoever does not wait for it need not be warned
         self._first_event = None
+
+
+class TimedConnection(Connection):
+    """A connection that notes when each part of the present answer came (``perf_counter``).
+
+    vLLM sends each event as a part of its own, and ``[DONE]`` as the last one.
+    """
+
+    def __init__(self, tally: Tally | None = None) -> None:
+        super().__init__(tally)
+        self.moments: list[float] = []
+
+    def ask(self, request: bytes) -> "asyncio.Future[Answer]":
+        """Send a request, and forget the times of the last answer."""
+        self.moments = []
+        return super().ask(request)
+
+    def on_body(self, part: bytes) -> None:
+        """A part of the answer."""
+        self.moments.append(time.perf_counter())
+        super().on_body(part)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between the tokens of a stream: without its opening, which comes with the first, and its end."""
+        tokens = self.moments[1:-1]
+        return [later - earlier for earlier, later in itertools.pairwise(tokens)]

@@ -27,6 +27,16 @@ def describe() -> dict[str, object]:
     }
 
 
+def graphics() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU; empty without one."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return found.stdout.strip().splitlines()
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()

@@ -164,11 +164,12 @@ class FakeEngine:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         label = f'{{engine="0",model_name="{self.base_name}"}}'
-        text = f"vllm:num_requests_running{label} {float(self.stats.running)}\n"
+        counts = {"num_requests_running": self.stats.running, "generation_tokens_total": self.stats.tokens}
+        lines = [f"vllm:{name}{label} {float(count)}\n" for name, count in counts.items()]
         if self.max_loras is not None and self.stats.requests:  # as vLLM, not before the first request
             label = f'{{max_lora="{self.max_loras}",running_lora_adapters="",waiting_lora_adapters=""}}'
-            text += f"vllm:lora_requests_info{label} {time.time()}\n"
-        return web.Response(text=text)
+            lines.append(f"vllm:lora_requests_info{label} {time.time()}\n")
+        return web.Response(text="".join(lines))
 
     async def _models(self, _: web.Request) -> web.Response:
         cards = [answers.model_card(self.base_name, self.base_root, None, self.max_model_len)]

@@ -33,6 +33,7 @@ def test_it_has_the_parameters_of_the_model_it_is_shaped_after(tmp_path: Path) -
     def parameters(name: str) -> int:
         return sum(math.prod(dimensions) for _, dimensions in SHAPES[name].tensors())
 
+    assert parameters("smollm2-135m") == 134_515_008
     assert parameters("qwen3-0.6b") == 596_049_920
     assert parameters("llama-3-8b") == 8_030_261_248
 
