@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve.errors import InputError
+from serve.gateway.fine_tuned import FineTunedNames, fine_tuned_name
 from serve.gateway.holdings import Holdings
 from serve.gateway.metrics import AdapterState, Metrics
 from serve.gateway.policy import NO_POLICY, PARTS, SamplingPolicy
@@ -37,7 +38,9 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
     sides: dict[str, Sides] = {}
     for alias in aliases:
         _add_alias(alias, routes, waiting, sides)
-    for base in {engine.base_name: None for engine in engines.values()}:
+    bases = {engine.base_name: None for engine in engines.values()}
+    served = {name: route.base for name, route in routes.items()}
+    for base in bases:
         waiting.pop(base, None)
         sides.pop(base, None)
         routes[base] = Route(base, base, metrics.meters(base, base), base=base)
@@ -64,6 +67,9 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
         },
         draining=loaded.draining,
         pinned=_kept(aliases, versions),
+        fine_tuned=FineTunedNames(
+            {alias.name: alias for alias in aliases if alias.name not in bases}, versions, served
+        ),
     )
 
 
@@ -149,6 +155,7 @@ def _cards(
             "parent": parent(version) if version else None,
             "version": str(version.ref) if version else None,
             "digest": version.digest if version else None,
+            "fine_tuned_model": fine_tuned_name(name, version, parent(version)) if version else None,
         }
 
     def parent(version: Version) -> str:

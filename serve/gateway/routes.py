@@ -14,14 +14,13 @@ from yarl import URL
 from serve.engine.state import FIRST
 from serve.errors import AdapterNotReady, EngineUnavailable, ModelNotFound, TenonError
 from serve.gateway.balance.flow import Limits
+from serve.gateway.fine_tuned import FineTunedNames
 from serve.gateway.metrics import Meters
 from serve.gateway.policy import NO_POLICY, SamplingPolicy
 
 if TYPE_CHECKING:
     from serve.gateway.sides import Sides
 
-FINE_TUNED = "ft:"
-"""How OpenAI begins the names of models that were adapted."""
 NOTHING: Mapping[str, Any] = {}
 MAX_LORAS, MAX_NUM_SEQS = 4, 256
 """What an engine is taken to do of which nobody says it."""
@@ -144,6 +143,7 @@ class RouteTable:
     ``sides`` are those of weighted aliases, whose routes are of the version that leads. ``held`` are the engine
     names that are ready, by engine, ``draining`` those that are kept for requests that were routed before; ``pinned``
     are the engine names of versions that aliases mean or would roll back to.
+    ``fine_tuned`` knows the names that begin with ``ft:``.
     """
 
     revision: int
@@ -156,6 +156,7 @@ class RouteTable:
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
     draining: Mapping[str, frozenset[str]] = field(default_factory=dict)
     pinned: tuple[str, ...] = ()
+    fine_tuned: FineTunedNames = field(default_factory=FineTunedNames)
 
     @cached_property
     def engine(self) -> EngineView | None:
@@ -176,15 +177,8 @@ class RouteTable:
         return frozenset(engine.base_name for engine in self.engines.values() if engine.usable)
 
     def plain(self, name: str) -> str:
-        """The plain form of a name: that of ``ft:BASE:NAME`` and ``ft:BASE:NAME@vN`` is what follows the base.
-
-        Names that say a wrong base stay as they are, and so mean nothing.
-        """
-        if not name.startswith(FINE_TUNED):
-            return name
-        base, _, plain = name.removeprefix(FINE_TUNED).rpartition(":")
-        card = self.models.get(plain)
-        return plain if card is not None and base and card["parent"] == base else name
+        """The plain form of a name that may be written as OpenAI writes those of adapted models."""
+        return self.fine_tuned.plain(name)
 
     def resolve(self, name: str, conversation: str = "") -> Route:
         """The route of a public name for one conversation.

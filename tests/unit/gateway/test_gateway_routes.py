@@ -4,11 +4,9 @@ import asyncio
 from typing import Any
 
 import openai
-import pytest
 from gateway_harness import MESSAGES, Bench, until
 
 from serve.engine.fake import Fault
-from serve.registry import Rights
 
 
 async def test_alias_flips_under_concurrent_streams(bench: Bench) -> None:
@@ -116,37 +114,3 @@ async def test_the_control_plane_describes_its_routes(bench: Bench) -> None:
     async with bench.http.get("/openapi.json") as reply:
         assert reply.status == 200
         assert {"/healthz", "/readyz", "/metrics", "/api/status"} == set((await reply.json())["paths"])
-
-
-async def test_names_as_openai_writes_those_of_adapted_models(bench: Bench) -> None:
-    await bench.deploy()
-    for name in ("ft:base:support", "ft:base:support@v1"):
-        answer = await bench.client.chat.completions.create(model=name, messages=MESSAGES)
-        assert answer.model == "support@v1"
-        assert (await bench.client.models.retrieve(name)).id == name.removeprefix("ft:base:")
-    for wrong in (
-        "ft:other:support",
-        "ft::support",
-        "ft:support",
-        "ft:base:",
-        "ft:base:none",
-        "ft:base:base",
-    ):
-        with pytest.raises(openai.NotFoundError):
-            await bench.client.chat.completions.create(model=wrong, messages=MESSAGES)
-        with pytest.raises(openai.NotFoundError):
-            await bench.client.models.retrieve(wrong)
-
-
-async def test_such_a_name_opens_nothing_to_a_key(bench: Bench) -> None:
-    await bench.deploy()
-    secret = bench.registry.create_key("other", Rights(adapters=("ticket",))).secret
-    await bench.follow()
-    found = []
-    for name in ("ft:base:support", "ft:base:nobody1"):
-        body = {"model": name, "messages": MESSAGES}
-        headers = {"authorization": f"Bearer {secret}"}
-        async with bench.http.post("/v1/chat/completions", json=body, headers=headers) as reply:
-            found.append((reply.status, (await reply.text()).replace(name, "X")))
-    assert found[0] == found[1]
-    assert found[0][0] == 404
