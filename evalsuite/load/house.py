@@ -10,7 +10,8 @@ from pathlib import Path
 
 from evalsuite.load.adapters import write_adapter
 from evalsuite.load.machine import child
-from serve.engine.spec import RANKS, EngineLimits
+from serve.engine.limits import EngineLimits
+from serve.engine.spec import RANKS
 from serve.engine.state import FIRST, EngineState, record_file
 from serve.errors import Unavailable
 from serve.net import listen

@@ -39,7 +39,7 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
     for alias in aliases:
         _add_alias(alias, routes, waiting, sides)
     bases = {engine.base_name: None for engine in engines.values()}
-    served = {name: route.base for name, route in routes.items()}
+    answered_by = {name: route.base for name, route in routes.items()}
     for base in bases:
         waiting.pop(base, None)
         sides.pop(base, None)
@@ -68,7 +68,7 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
         draining=loaded.draining,
         pinned=_kept(aliases, versions),
         fine_tuned=FineTunedNames(
-            {alias.name: alias for alias in aliases if alias.name not in bases}, versions, served
+            {alias.name: alias for alias in aliases if alias.name not in bases}, versions, answered_by
         ),
     )
 
