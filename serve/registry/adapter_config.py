@@ -136,8 +136,8 @@ def check_config(
         return None, [Problem(f"peft_type is {brief(peft_type)}, not 'LORA'", way_out)]
     ranks = list(_rank_problems(config, max_rank))
     patterns = list(_pattern_problems(config, max_rank))
-    saved = list(_saved_problems(config, serving))
-    problems = [*_feature_problems(config), *_task_problems(config, serving), *saved, *ranks, *patterns]
+    asked = [*_task_problems(config, serving), *_saved_problems(config, serving)]
+    problems = [*_feature_problems(config), *asked, *ranks, *patterns]
     if any(problem.hint != _too_high(max_rank) for problem in [*ranks, *patterns]):
         return None, problems
     base = config.get("base_model_name_or_path")
@@ -147,7 +147,7 @@ def check_config(
         float(config["lora_alpha"]),
         pattern,
         base if isinstance(base, str) else None,
-        saved=() if saved else tuple(config.get("modules_to_save") or ()),
+        saved=tuple(name for name in HEADS if name in _list(config.get("modules_to_save"))),
     )
     return plain, problems
 
@@ -209,6 +209,10 @@ def _saved_problems(config: Mapping[str, Any], serving: Serving) -> Iterator[Pro
             f"{DOES[serving.purpose]} here",
             _served_for("classify"),
         )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _served_for(purpose: Purpose) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from serve.errors import BaseModelError
 from serve.registry.hub import HUB_ID, download
-from serve.registry.serving import CLASSIFYING, GENERATIVE, HEADS, TEXT, Serving, serving_of
+from serve.registry.serving import CLASSIFYING, GENERATIVE, HEADS, TEXT, Serving, makes_head, serving_of
 from serve.registry.tensor_file import Header, MalformedTensors, read_header
 
 BUILTIN = "tenon-tiny"
@@ -105,6 +105,9 @@ def identify_base(model: str, engine_args: Sequence[str] = ()) -> BaseIdentity:
     for shard in _shards(folder):
         header = _sample(folder / shard, digest)
         shapes.update({name: entry.shape for name, entry in header.tensors.items()})
+    serving = serving_of(architecture, config, engine_args, sentences=(folder / SENTENCES).is_file())
+    if serving.purpose == "classify" and not makes_head(config, engine_args):
+        _need_head(folder, shapes)
     return BaseIdentity(
         name=_public_name(model, folder),
         path=folder,
@@ -113,9 +116,19 @@ def identify_base(model: str, engine_args: Sequence[str] = ()) -> BaseIdentity:
         shapes=MappingProxyType(shapes),
         max_length=_number(folder, config, LENGTH_KEYS),
         vocab_size=_number(folder, config, ("vocab_size",)),
-        serving=serving_of(architecture, config, engine_args, sentences=(folder / SENTENCES).is_file()),
+        serving=serving,
         width=_find(config, WIDTH_KEYS) or 0,
     )
+
+
+def _need_head(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """vLLM starts without one all the same, and classifies by what happens to be in its memory."""
+    if not any(f"{name}.weight" in shapes for name in HEADS):
+        raise BaseModelError(
+            f"{folder} is to classify and has no classification head ({HEADS[0]}.weight)",
+            "save the base with one: AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=…)"
+            ".save_pretrained(FOLDER), see docs/adapters.md",
+        )
 
 
 def safe_name(text: str) -> str:

@@ -15,7 +15,7 @@ HEADS = ("score", "classifier")
 RUNNER, CONVERT, LABELS = "--runner", "--convert", "--max-lora-cls-labels"
 OVERRIDES = "--hf-overrides"
 USUAL_LABELS = 32
-"""Labels that an adapter's own head may have where nobody says otherwise; room for 32 more costs next to nothing."""
+"""Labels that an adapter's own head may have where nobody says otherwise; room for 32 costs next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ def serving_of(
     own = _labels(config)
     given = option(engine_args, LABELS) or ""
     return Serving("classify", own, int(given) if given.isdigit() else max(own, USUAL_LABELS))
+
+
+def makes_head(config: Mapping[str, Any], engine_args: Sequence[str]) -> bool:
+    """Whether vLLM makes a classification head of the base's output layer, as for rerankers that answer yes or no."""
+    config = {**config, **_overrides(engine_args)}
+    return bool(config.get("classifier_from_token") or config.get("method"))
 
 
 def option(args: Sequence[str], name: str) -> str | None:

@@ -194,7 +194,7 @@ def _head(header: Header, base: BaseIdentity, found: Weights) -> Iterator[Proble
         wanted = f"labels×{base.width}" if base.width else "labels×width"
         yield Problem(f"its head {base.head} is {_shape(shape)}, where the base takes {wanted}", OTHER_BASE)
         return
-    if shape[0] > base.serving.labels:
+    if shape[0] > base.serving.labels > 0:
         reason = f"its head has {shape[0]} labels, and the engine takes {base.serving.labels} at most"
         yield Problem(reason, f"add {LABELS} {shape[0]} to TENON_ENGINE_ARGS and restart the stack")
     found.parameters += math.prod(shape)

@@ -63,7 +63,7 @@ def test_replicas_and_urls_have_names_that_stay(tmp_path: Path) -> None:
 
 
 def test_a_base_is_served_for_what_its_arguments_say(tmp_path: Path) -> None:
-    classify = "--runner pooling --convert classify"
+    classify = """--convert classify --hf-overrides '{"method":"no_post_processing"}'"""
     path = fleet(tmp_path, f"- model: {second(tmp_path)}\n  engine_args: {classify}\n")
     first, further = planned(settings(tmp_path, fleet=path))
     assert [engine.base.serving.purpose for engine in (first, further)] == ["generate", "classify"]

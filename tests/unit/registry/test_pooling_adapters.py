@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from registry_samples import WIDTH, lora_tensors, write_adapter, write_base
+from safetensors.numpy import load_file, save_file
 
-from serve.errors import AdapterRejected
+from serve.errors import AdapterRejected, BaseModelError
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity, identify_base
 from serve.registry.serving import USUAL_LABELS, Serving
@@ -21,8 +22,16 @@ HEAD = "base_model.model.score"
 SEQ_CLS: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]}
 
 
+def write_classifier(folder: Path, **config: Any) -> Path:
+    """The tiny base with a head of two labels."""
+    write_base(folder, **config)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "score.weight": np.ones((2, WIDTH), np.float32)}, folder / "model.safetensors")
+    return folder
+
+
 def served(folder: Path, engine_args: Sequence[str] = ()) -> BaseIdentity:
-    return identify_base(str(write_base(folder / "tiny", hidden_size=WIDTH)), engine_args)
+    return identify_base(str(write_classifier(folder / "tiny", hidden_size=WIDTH)), engine_args)
 
 
 def with_head(labels: int = 3, *, name: str = HEAD, **more: np.ndarray) -> dict[str, np.ndarray]:
@@ -76,8 +85,17 @@ def refusal(folder: Path, base: BaseIdentity) -> AdapterRejected:
 def test_what_a_base_is_served_for(
     tmp_path: Path, architecture: str, config: dict[str, Any], args: str, serving: Serving
 ) -> None:
-    folder = write_base(tmp_path / "tiny", architectures=[architecture], **config)
+    folder = write_classifier(tmp_path / "tiny", architectures=[architecture], **config)
     assert identify_base(str(folder), args.split()).serving == serving
+
+
+def test_a_base_that_is_to_classify_has_a_head(tmp_path: Path) -> None:
+    folder = str(write_base(tmp_path / "tiny"))
+    with pytest.raises(BaseModelError, match=r"no classification head \(score\.weight\)") as caught:
+        identify_base(folder, CLASSIFY)
+    assert "num_labels" in caught.value.hint
+    made = (*CLASSIFY, "--hf-overrides", '{"classifier_from_token": ["no", "yes"]}')
+    assert identify_base(folder, made).serving.purpose == "classify"
 
 
 def test_sentence_transformers_make_vectors(tmp_path: Path) -> None:
