@@ -102,7 +102,7 @@ def _add_alias(
 def _kept(aliases: Sequence[Alias], versions: Mapping[str, Version]) -> tuple[str, ...]:
     """Engine names of what answers now and of what a rollback returns to."""
     live = [version for alias in aliases for version, weight in alias.targets if weight]
-    before = [versions[str(alias.previous)] for alias in aliases if str(alias.previous) in versions]
+    before = [versions[str(alias.back)] for alias in aliases if str(alias.back) in versions]
     return tuple(dict.fromkeys(version.engine_name for version in [*live, *before]))
 
 

@@ -12,6 +12,7 @@ from serve.registry.database import bump
 from serve.registry.records import Alias, AliasChange
 from serve.registry.schema import alias_changes, alias_targets, aliases, versions
 from serve.registry.store import Store
+from serve.registry.ways_back import ways_back
 
 MOST_WEIGHT = 1_000_000
 
@@ -22,7 +23,8 @@ def read(connection: Connection, store: Store, name: str | None = None) -> list[
     """All aliases by name, or the one of that name."""
     query = select(aliases).order_by(aliases.c.name)
     rows = connection.execute(query.where(aliases.c.name == name) if name is not None else query).all()
-    return [_to_alias(connection, store, row) for row in rows]
+    back = ways_back(connection)
+    return [_to_alias(connection, store, row, back.get(row.name)) for row in rows]
 
 
 def check_targets(targets: Targets) -> None:
@@ -124,7 +126,7 @@ def _put_targets(connection: Connection, name: str, targets: Sequence[tuple[int,
         connection.execute(insert(alias_targets), rows)
 
 
-def _to_alias(connection: Connection, store: Store, row: Row[Any]) -> Alias:
+def _to_alias(connection: Connection, store: Store, row: Row[Any], back: VersionRef | None) -> Alias:
     target = connection.execute(select(versions).where(versions.c.id == row.version_id)).one()
     found = connection.execute(
         select(versions, alias_targets.c.weight)
@@ -138,6 +140,7 @@ def _to_alias(connection: Connection, store: Store, row: Row[Any]) -> Alias:
         target=main,
         targets=tuple((version_rows.to_version(each, store), each.weight) for each in found),
         previous=_ref_of(connection, row.previous_id),
+        back=back,
         sampling=row.sampling,
         verdict=row.verdict,
         forced=row.forced,

@@ -73,8 +73,9 @@ def _needs(
     for alias in aliases.read(connection, store):
         for ref in alias.refs:
             yield ref, f"the alias {alias.name} means it"
-        if alias.previous is not None:
-            yield alias.previous, f"the alias {alias.name} would roll back to it"
+        for earlier in (alias.back, alias.previous):  # the second once the alias is not split any more
+            if earlier is not None:
+                yield earlier, f"the alias {alias.name} would roll back to it"
         for ref in _earlier(connection, alias.name, existing - set(alias.refs), rollbacks):
             yield ref, f"the alias {alias.name} meant it not long ago"
     yield from _in_use(connection)

@@ -69,10 +69,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Alias:
-    """A mutable name, the versions it means and the one it meant before, which stays loaded for a rollback.
+    """A mutable name, the versions it means and the one it meant before.
 
     ``targets`` are one or more versions with the weights by which conversations are split among them: integers,
-    not all zero. ``target`` is the first in rank: the one of the largest weight.
+    not all zero. ``target`` is the first in rank: the one of the largest weight. ``back`` is what a rollback returns
+    to, which stays loaded: ``previous``, or for an alias that is split what last had it alone and still exists.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Alias:
     forced: bool
     changed_at: datetime
     targets: tuple[tuple[Version, int], ...] = ()
+    back: VersionRef | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:

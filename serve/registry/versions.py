@@ -14,6 +14,7 @@ from serve.registry.database import bump
 from serve.registry.records import LOAD_STATES, AdapterFacts, Lineage, LoadState, Version
 from serve.registry.schema import alias_targets, aliases, load_states, names, versions
 from serve.registry.store import Store
+from serve.registry.ways_back import ways_back
 
 Record = TypeVar("Record", AdapterFacts, Lineage)
 AnyRef = str | VersionRef
@@ -108,9 +109,15 @@ def remove(connection: Connection, ref: VersionRef) -> str:
         .where(means | (aliases.c.previous_id == row.id))
         .order_by(aliases.c.name)
     ).all()
-    if users:
-        why = [f"the alias {name} {'means it' if live else 'would roll back to it'}" for name, live in users]
-        raise VersionInUse(f"{ref} cannot be removed: {'; '.join(why)}", "deploy other versions there first")
+    why = {name: "means it" if live else "would roll back to it" for name, live in users}
+    for name, back in ways_back(connection).items():
+        if back == ref:
+            why.setdefault(name, "would roll back to it")
+    if why:
+        reasons = [f"the alias {name} {reason}" for name, reason in sorted(why.items())]
+        raise VersionInUse(
+            f"{ref} cannot be removed: {'; '.join(reasons)}", "deploy other versions there first"
+        )
     connection.execute(delete(versions).where(versions.c.id == row.id))
     bump(connection)
     return str(row.digest)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    tuple_,
     union,
     update,
 )
@@ -29,6 +30,7 @@ from serve.names import VersionRef
 from serve.registry import versions as version_rows
 from serve.registry.database import bump, clock
 from serve.registry.schema import alias_targets, aliases, leases, versions, wants
+from serve.registry.ways_back import ways_back
 
 LONGEST_HOLDER = 128
 UNNAMED = "unnamed"
@@ -79,8 +81,10 @@ def sweep(connection: Connection, now: datetime) -> bool:
 def desired_rows(connection: Connection) -> Sequence[Row[Any]]:
     """The versions that engines should hold: wanted, meant by an alias, or needed for its rollback."""
     ids = union(select(_pairs(clock(connection)).c.version_id), meant_ids())
+    back = [tuple(ref) for ref in ways_back(connection).values()]
+    needed = versions.c.id.in_(ids) | tuple_(versions.c.name, versions.c.number).in_(back)
     return connection.execute(
-        select(versions).where(versions.c.id.in_(ids)).order_by(versions.c.name, versions.c.number)
+        select(versions).where(needed).order_by(versions.c.name, versions.c.number)
     ).all()
 
 
@@ -100,7 +104,7 @@ def holders(connection: Connection) -> list[tuple[int, str]]:
 
 
 def meant_ids() -> Select[tuple[int]]:
-    """The ids of versions that an alias means or would roll back to."""
+    """The ids of versions that an alias means, or meant before; of split ones, see :mod:`ways_back`, too."""
     current = (alias_targets.c.alias == aliases.c.name) & (alias_targets.c.changed_at == aliases.c.changed_at)
     ids = union(
         select(aliases.c.version_id),

@@ -1,5 +1,6 @@
 """Moves of an alias: to versions that the gate lets answer users, or back to what it meant before."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,19 +70,10 @@ def put(registry: Registry, move: Move) -> Alias:
 
 
 def way_back(registry: Registry, alias: Alias) -> Version:
-    """The version that a rollback of an alias leads to; raises Conflict where there is none.
-
-    It is what the alias meant before; for one that is split, what last had it alone.
-    """
-    ref = alias.previous
-    if len(alias.targets) > 1:
-        alone = [change.target for change in registry.history(alias.name) if len(change.targets) == 1]
-        ref = alone[-1] if alone else None
-    if ref is not None:
-        try:
-            return registry.version(ref)
-        except VersionNotFound:
-            pass  # what a split alias meant before it was split may have been removed
+    """The version that a rollback of an alias leads to, its ``back``; raises Conflict where there is none."""
+    if alias.back is not None:
+        with contextlib.suppress(VersionNotFound):  # removed in this moment
+            return registry.version(alias.back)
     raise Conflict(
         f"{alias.name} has no version to go back to", "set it to another with PUT /api/aliases/{name}"
     )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from registry_places import Place
 from registry_samples import write_adapter
 
+from serve.errors import VersionInUse
 from serve.names import VersionRef
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity
@@ -52,6 +53,27 @@ def test_what_is_needed_stays_and_why(filled: Registry) -> None:
     assert found.bytes > 2000
     assert filled._store.digests() == sorted(version.digest for version in filled.versions())
     assert filled.collect(keep=0, rollbacks=0, young=NOW).versions == ()
+
+
+def test_what_a_split_alias_goes_back_to_stays_and_stays_loaded(filled: Registry) -> None:
+    """However often the split has changed since one version had the alias alone."""
+    filled.set_alias("support", V1)
+    for targets in ({V2: 2, V3: 1}, {V3: 2, V4: 1}, {V4: 2, V5: 1}):
+        filled.set_alias("support", targets=targets)
+    alias = filled.alias("support")
+    assert alias is not None
+    assert (alias.previous, alias.back) == (V3, V1)
+    assert V1 in [version.ref for version in filled.desired()]
+    found = filled.collect(keep=0, rollbacks=0, young=NOW)
+    assert [version.ref for version in found.versions] == [V2]
+    assert found.kept[V1] == "the alias support would roll back to it"
+    with pytest.raises(VersionInUse, match="support would roll back to it"):
+        filled.remove(V1)
+    filled.set_alias("support", V5)
+    back = filled.alias("support")
+    assert back is not None
+    assert back.back == V4
+    filled.remove(V1)
 
 
 def test_a_dry_run_says_the_same_and_does_nothing(filled: Registry) -> None:

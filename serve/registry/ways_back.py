@@ -1,0 +1,38 @@
+"""What a rollback of each alias returns to; nothing may remove that, and engines keep it loaded."""
+
+from sqlalchemy import Connection, select
+
+from serve.names import VersionRef, parse_version
+from serve.registry.schema import alias_changes, alias_targets, aliases, versions
+
+
+def ways_back(connection: Connection) -> dict[str, VersionRef]:
+    """What a rollback of each alias returns to: what it meant before; if it is split, what last had it alone.
+
+    A version that does not exist any more is passed over. Aliases without a way back are left out.
+    """
+    before = connection.execute(
+        select(aliases.c.name, versions.c.name, versions.c.number).join(
+            versions, aliases.c.previous_id == versions.c.id
+        )
+    )
+    found = {name: VersionRef(*ref) for name, *ref in before}
+    current = (alias_targets.c.alias == aliases.c.name) & (alias_targets.c.changed_at == aliases.c.changed_at)
+    for name in connection.scalars(select(aliases.c.name).join(alias_targets, current).distinct()).all():
+        found.pop(name, None)
+        alone = _last_alone(connection, name)
+        if alone is not None:
+            found[name] = alone
+    return found
+
+
+def _last_alone(connection: Connection, name: str) -> VersionRef | None:
+    changes = select(alias_changes.c.target).where(
+        alias_changes.c.alias == name, alias_changes.c.targets.is_(None)
+    )
+    for text in connection.scalars(changes.order_by(alias_changes.c.id.desc())).all():
+        ref = parse_version(text)
+        same = (versions.c.name == ref.name) & (versions.c.number == ref.number)
+        if connection.execute(select(versions.c.id).where(same)).first() is not None:
+            return ref
+    return None
