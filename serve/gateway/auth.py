@@ -61,6 +61,11 @@ class Caller:
         """The number that its use is counted under."""
         return self.key.id if self.key is not None else NO_KEY
 
+    @property
+    def manages(self) -> bool:
+        """Whether it may change adapters and aliases."""
+        return not self.scopes.isdisjoint(GRANTED["adapters"])
+
     def allows(self, name: str) -> bool:
         """Whether it may use a public name.
 

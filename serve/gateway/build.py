@@ -12,11 +12,13 @@ from serve.gateway.metrics import AdapterState, Metrics
 from serve.gateway.policy import NO_POLICY, PARTS, SamplingPolicy
 from serve.gateway.routes import EngineView, Route, RouteTable
 from serve.gateway.sides import Sides, weights_of
+from serve.names import VERSION
 from serve.registry import Alias, Registry, Version
 
 logger = logging.getLogger(__name__)
 
 Engines = Mapping[str, EngineView]
+UNREADABLE = "the sampling policy of its alias cannot be read; set it again with tenon deploy"
 
 
 def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> RouteTable:
@@ -38,6 +40,8 @@ def build_table(registry: Registry, engines: Engines, metrics: Metrics) -> Route
     sides: dict[str, Sides] = {}
     for alias in aliases:
         _add_alias(alias, routes, waiting, sides)
+    for alias in aliases:
+        _bind_versions(alias, routes, waiting)
     bases = {engine.base_name: None for engine in engines.values()}
     answered_by = {name: route.base for name, route in routes.items()}
     for base in bases:
@@ -90,13 +94,27 @@ def _add_alias(
     if not ready:
         waiting[alias.name] = f"{target} {waiting.get(target, 'is not registered')}"
     elif policy is None:
-        waiting[alias.name] = "its sampling policy cannot be read; set it again with tenon deploy"
+        waiting[alias.name] = UNREADABLE
     else:
         ready = {name: replace(route, policy=policy) for name, route in ready.items()}
         lead = target if target in ready else max(ready, key=weights.__getitem__)
         routes[alias.name] = ready[lead]
         if sum(weight > 0 for weight in weights.values()) > 1:
             sides[alias.name] = Sides(alias.name, weights, ready)
+
+
+def _bind_versions(alias: Alias, routes: dict[str, Route], waiting: dict[str, str]) -> None:
+    """Let the limits of an adapter's own alias hold for its versions: asking for one must not be a way around them."""
+    policy = _policy(alias)
+    for name, route in list(routes.items()):
+        match = VERSION.fullmatch(name)
+        if match is None or match["name"] != alias.name:
+            continue
+        if policy is None:
+            waiting[name] = UNREADABLE
+            del routes[name]
+        elif policy.bounds:
+            routes[name] = replace(route, policy=policy.bounds, lenient=True)
 
 
 def _kept(aliases: Sequence[Alias], versions: Mapping[str, Version]) -> tuple[str, ...]:

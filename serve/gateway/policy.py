@@ -82,6 +82,11 @@ class SamplingPolicy:
         rest = {name: part for name, part in parts.items() if part and name != "defaults"}
         return {"defaults": parts["defaults"], **rest} if rest else dict(self.defaults)
 
+    @property
+    def bounds(self) -> "SamplingPolicy":
+        """Its limits and forced values alone."""
+        return SamplingPolicy(minimum=self.minimum, maximum=self.maximum, forced=self.forced)
+
     def __bool__(self) -> bool:
         return bool(self.defaults or self.minimum or self.maximum or self.forced)
 

@@ -192,7 +192,8 @@ def _resolve(table: RouteTable, model: str | None, caller: Caller, conversation:
     plain = table.plain(model)
     if not caller.allows(plain):
         raise table.absent(model)
-    return table.resolve(plain, conversation)
+    route = table.resolve(plain, conversation)
+    return route.unbound if route.lenient and caller.manages else route
 
 
 def conversation_header(scope: Scope) -> str | None:

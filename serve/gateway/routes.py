@@ -5,7 +5,7 @@ A request takes its route from the table once and keeps it; no change of an alia
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,7 @@ class Route:
     """Where one public name leads; answers say ``public_name`` where the engine says ``engine_name``.
 
     ``base`` is the base by whose engines it is answered, ``salted`` whether these are vLLM's, which take a salt.
+    ``lenient``: the policy binds only those who may not change it.
     """
 
     public_name: str
@@ -94,11 +95,17 @@ class Route:
     policy: SamplingPolicy = NO_POLICY
     base: str = ""
     salted: bool = True
+    lenient: bool = False
 
     @property
     def adapter(self) -> str | None:
         """What an engine must hold for it; None for the base itself."""
         return None if self.engine_name == self.base else self.engine_name
+
+    @cached_property
+    def unbound(self) -> "Route":
+        """The same for those whom a lenient policy does not bind."""
+        return replace(self, policy=NO_POLICY, lenient=False) if self.lenient else self
 
     @cached_property
     def headers(self) -> list[tuple[bytes, bytes]]:

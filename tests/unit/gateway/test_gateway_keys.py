@@ -432,3 +432,26 @@ async def test_a_bench_on_every_address_stays_closed(tmp_path: Path) -> None:
         assert (await ask(bench, None, "/healthz", method="GET"))[0] == 200
         bench.source.keys.table = replace(bench.source.keys.table, used=True)
         assert (await ask(bench, None, "/v1/models", method="GET"))[0] == 401
+
+
+async def test_asking_for_a_version_is_no_way_around_the_limits_of_its_alias(guarded: Bench) -> None:
+    sampling = {"defaults": {"top_p": 0.5}, "max": {"temperature": 0.5}, "force": {"seed": 7}}
+    guarded.registry.set_alias("support", "support@v1", sampling=sampling)
+    tenant = await new_key(guarded, "tenant", adapters=["support"], scopes=("inference",))
+    manager = await new_key(guarded, "manager", scopes=("inference", "adapters"))
+
+    async def seen(secret: str, model: str, **fields: Any) -> Mapping[str, Any]:
+        status, _, headers = await ask(guarded, secret, body={**BODY, "model": model, **fields})
+        assert status == 200
+        return {**guarded.engine.bodies[-1], "forced": headers.get("x-tenon-forced")}
+
+    for model in ("support", "support@v1"):
+        status, answer, _ = await ask(guarded, tenant, body={**BODY, "model": model, "temperature": 0.9})
+        assert (status, json.loads(answer)["error"]["code"]) == (400, "outside_limits")
+        found = await seen(tenant, model, temperature=0.4, seed=1)
+        assert (found["seed"], found["forced"]) == (7, "seed")
+        assert found.get("top_p") == (0.5 if model == "support" else None)
+    free = await seen(manager, "support@v1", temperature=0.9, seed=1)
+    assert (free["temperature"], free["seed"], free["forced"]) == (0.9, 1, None)
+    assert (await seen(manager, "support", seed=1))["seed"] == 7
+    assert (await seen(tenant, "support@v1", seed=1))["seed"] == 7
