@@ -98,6 +98,15 @@ def compare(stock: Sequence[Sequence[Token]], ours: Sequence[Sequence[Token]], t
     return Parity(len(stock), len(gaps), same, ties, different, max(gaps, default=0.0), mean, examples[:5])
 
 
+def moved(answers: Sequence[Sequence[Token]], models: int) -> int:
+    """How many answers of adapters are not those of the base, the first of each question's ``models`` answers.
+
+    With none, the adapters do nothing and their parity says nothing.
+    """
+    texts = [[token.text for token in answer] for answer in answers]
+    return sum(text != texts[number - number % models] for number, text in enumerate(texts))
+
+
 def questions(many: int) -> list[str]:
     """Different questions of different lengths."""
     parts = itertools.islice(itertools.cycle(itertools.product(WHATS, SAID, ASKED)), many)
@@ -144,8 +153,11 @@ async def answers(
             await engine.stop()
 
 
-async def check(options: argparse.Namespace) -> tuple[Parity, Parity]:
-    """Ask both engines, one after the other; compare ours with vLLM's, and ours in batches with ours alone."""
+async def check(options: argparse.Namespace) -> tuple[Parity, Parity, int]:
+    """Ask both engines, one after the other; compare ours with vLLM's, and ours in batches with ours alone.
+
+    The third result is how many of vLLM's answers the adapters changed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         base = chosen_base(options, Path(folder))
         adapters = {
@@ -165,11 +177,12 @@ async def check(options: argparse.Namespace) -> tuple[Parity, Parity]:
             )
             found.append(await answers(spec, adapters, options, at_once))
     stock, ours, mixed = found
-    return compare(stock, ours, options.tie), compare(ours, mixed, options.tie)
+    changed = moved(stock, 1 + len(adapters))
+    return compare(stock, ours, options.tie), compare(ours, mixed, options.tie), changed
 
 
 def main() -> int:
-    """Run the comparison and print it; 1 if answers differ by more than a tie."""
+    """Run the comparison and print it; 1 if answers differ by more than a tie, or if the adapters do nothing."""
     parser = argparse.ArgumentParser(prog="python -m evalsuite.load.lora_parity", description=__doc__)
     add_base_options(parser)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64], help="an adapter of each rank")
@@ -183,21 +196,24 @@ def main() -> int:
     parser.add_argument("--tie", type=float, default=0.13, help="lead in nats that rounding may turn")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    results = dict(
-        zip(("vLLM's code and ours", "ours alone and mixed"), asyncio.run(check(options)), strict=True)
-    )
+    alone, mixed, changed = asyncio.run(check(options))
+    results = {"vLLM's code and ours": alone, "ours alone and mixed": mixed}
     console = Console(highlight=False)
     if options.json:
-        console.print_json(json.dumps({name: asdict(found) for name, found in results.items()}))
+        console.print_json(
+            json.dumps({name: asdict(found) for name, found in results.items()} | {"changed": changed})
+        )
     for name, found in results.items() if not options.json else ():
         console.print(
             f"{name}: {found.answers} answers: {found.same} the same, {found.tie} part at a tie, {found.different} "
             f"differ\nlog-probabilities of {found.tokens} tokens after the same text: "
-            f"mean difference {found.mean:.4f}, largest {found.worst:.4f}"
+            f"mean difference {found.mean:.1e}, largest {found.worst:.1e}"
         )
         for example in found.examples:
             console.print(f"  {example}", soft_wrap=True)
-    return 1 if any(found.different for found in results.values()) else 0
+    if not options.json:
+        console.print(f"the adapters change {changed} answers" + ("" if changed else ": raise --scale"))
+    return 1 if not changed or any(found.different for found in results.values()) else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 import pytest
 
-from evalsuite.load.lora_parity import Token, compare, questions
+from evalsuite.load.lora_parity import Token, compare, moved, questions
 
 A, B = Token("a", -0.1, 3.0), Token("b", -0.7, 0.01)
 
@@ -23,6 +23,11 @@ def test_any_other_difference_counts(other):
     found = compare([[A, B], [A]], [other, [A]], tie=0.05)
     assert (found.same, found.tie, found.different) == (1, 0, 1)
     assert "answer 0" in found.examples[0]
+
+
+def test_answers_that_adapters_change_are_counted():
+    assert moved([[A], [A], [B], [B, A], [B], [B, A]], 3) == 2
+    assert moved([[A], [A], [B], [B]], 2) == 0
 
 
 def test_the_questions_differ_from_each_other():
