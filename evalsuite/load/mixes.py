@@ -1,11 +1,11 @@
 """``make bench-adapters``: what adapters cost on the device that is there, by engine setting.
 
-For each variant of the engine's settings, many streams at once are answered by the base, by one adapter and by mixes of
-several: tokens per second (by the engine's own count), times to the first token and between tokens. Then adapters that
-the engine has never seen are loaded, up to their first token; and the largest mix of up to eight is asked for through a
-gateway and directly, in turns. The numbers are written to ``--json`` after each step, so that a run that is cut off has
-not been in vain; what does not fit into ``--seconds`` is left out, and said to be. Everything is of random weights,
-nothing is fetched.
+For each variant of the engine's settings, many streams at once are answered by the base, by one adapter and by mixes
+of several, in turns: tokens per second (by the engine's own count), times to the first token and between tokens. Then
+adapters that the engine has never seen are loaded, up to their first token; and the largest mix of up to eight is asked
+for through a gateway and directly, in turns. The numbers are written to ``--json`` after each step, so that a run that
+is cut off has not been in vain; what does not fit into ``--seconds`` is left out, and said to be. Everything is of
+random weights, nothing is fetched.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import uvloop
 from rich.console import Console
 
 from evalsuite.load import house, stand
+from evalsuite.load.connection import Broken
 from evalsuite.load.lora_cpu import add_base_options, chosen_base
 from evalsuite.load.machine import describe, graphics
 from evalsuite.load.mixes_found import (
@@ -39,11 +40,11 @@ from evalsuite.load.mixes_found import (
     more_rows,
     rows,
 )
-from evalsuite.load.streams import Bench
+from evalsuite.load.streams import Bench, Sample, Speed
 from evalsuite.load.verdict import WIDTH, add_json_option, finite, report, table
 from serve.engine.client import EngineClient
 from serve.engine.spec import EngineSpec
-from serve.errors import EngineStartFailed, TenonError
+from serve.errors import TenonError
 from serve.registry.base import BaseIdentity
 
 
@@ -103,8 +104,10 @@ class Study:
             began = time.monotonic()
             try:
                 await self._measure(result, base, adapters, fresh, key)
-            except EngineStartFailed as error:
-                result.left_out.append(f"everything: {error.message}")
+            except TenonError as error:
+                result.left_out.append(f"what was to come: {error.message}")
+            except Broken as error:
+                result.left_out.append(f"what was to come: {error}")
             longest = max(longest, time.monotonic() - began)
             self.save()
 
@@ -151,17 +154,29 @@ class Study:
                 result.loads.append(await client.load(name, path))
                 bench.engine_names.append(name)
             await stand.wait_for(engine.url, [base.name, *adapters])
-            for many in (0, *self.options.adapters):
-                if self._in_time(result, mix_name(many) if many else BASE, self.options.window):
-                    models = bench.engine_names[:many] or [base.name]
-                    result.speeds.append(await bench.speed(mix_name(many) if many else BASE, models))
-                    self.save()
+            await self._mixes(result, bench)
             for number, path in enumerate(fresh):
                 if self._in_time(result, "a hot load", 0.0):
                     result.hot.append(await bench.hot_load(client, f"fresh{number}", path))
             pairs = 2 * self.options.rounds * (self.options.window + self.options.warm)
             if key is not None and self._in_time(result, "the gateway", pairs):
                 await self._through(result, bench, spec, base, key)
+            self.save()
+
+    async def _mixes(self, result: Result, bench: Bench) -> None:
+        """The base and each mix in turn, several times; the largest warms up before that."""
+        mixes = {BASE: [bench.base]}
+        mixes |= {mix_name(many): bench.engine_names[:many] for many in self.options.adapters}
+        samples: dict[str, list[Sample]] = {mix: [] for mix in mixes}
+        seconds = (len(mixes) + 1) * (self.options.warm + self.options.window)
+        if self._in_time(result, "the mixes", seconds):
+            await bench.sample(bench.engine_names)
+        for turn in range(self.options.rounds):
+            if not self._in_time(result, f"round {turn + 1} of the mixes", seconds):
+                return
+            for mix, models in mixes.items():
+                samples[mix].append(await bench.sample(models))
+            result.speeds = [Speed.of(mix, found) for mix, found in samples.items()]
             self.save()
 
     async def _through(
@@ -208,11 +223,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-len", type=int, default=1024, help="longest context of the engine")
     made.add_argument("--at-once", type=int, default=32, help="streams at once")
     made.add_argument("--sentences", type=int, default=4, help="length of a question")
-    made.add_argument("--tokens", type=int, default=64, help="tokens of an answer")
-    made.add_argument("--warm", type=float, default=2.0, help="seconds of load before each measurement")
-    made.add_argument("--window", type=float, default=8.0, help="seconds of each measurement")
+    made.add_argument(
+        "--tokens", type=int, default=64, help="tokens of the longest answers; the shortest have half"
+    )
+    made.add_argument("--warm", type=float, default=1.5, help="seconds of load before each measurement")
+    made.add_argument("--window", type=float, default=4.0, help="seconds of each measurement")
     made.add_argument("--hot", type=int, default=3, help="adapters that are loaded while the engine runs")
-    made.add_argument("--rounds", type=int, default=3, help="pairs of gateway and engine, 2 to 16")
+    made.add_argument(
+        "--rounds", type=int, default=3, help="measurements of each kind, 2 to 16; medians count"
+    )
     made.add_argument("--seconds", type=float, default=540.0, help="how long the whole may take, about")
     add_json_option(made)
     return made

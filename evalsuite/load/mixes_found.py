@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evalsuite.load.faults.direct import ratio_of
-from evalsuite.load.streams import Speed
+from evalsuite.load.streams import Sample, Speed
 from evalsuite.load.verdict import Goal
 
 BASE = "base"
@@ -46,7 +46,7 @@ class Through:
     failed: int
 
     @classmethod
-    def of(cls, mix: str, pairs: Sequence[tuple[Speed, Speed]]) -> "Through":
+    def of(cls, mix: str, pairs: Sequence[tuple[Sample, Sample]]) -> "Through":
         """Of two pairs (gateway, direct) or more."""
         gateway = [one.tokens_per_second for one, _ in pairs]
         direct = [other.tokens_per_second for _, other in pairs]
@@ -67,9 +67,9 @@ class Result:
     left_out: list[str] = field(default_factory=list)
 
     def to_base(self, mix: str) -> float:
-        """The tokens per second of a mix, of the base's; NaN where one was not measured."""
-        rates = {speed.mix: speed.tokens_per_second for speed in self.speeds}
-        return rates.get(mix, float("nan")) / (rates.get(BASE) or float("nan"))
+        """The tokens per second of a mix, of the base's in the same round, the median; NaN without both."""
+        rates = {speed.mix: speed.rates for speed in self.speeds}
+        return middle(one / base for one, base in zip(rates.get(mix, ()), rates.get(BASE, ()), strict=False))
 
 
 def mix_name(adapters: int) -> str:

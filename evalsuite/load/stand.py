@@ -17,6 +17,7 @@ from evalsuite.load.connection import request_to
 from evalsuite.load.traffic import until_answered
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
+from serve.errors import EngineUnavailable
 from serve.registry.base import BaseIdentity
 
 START_TIMEOUT = 600.0
@@ -103,9 +104,12 @@ async def wait_for(url: str, models: Sequence[str], key: str | None = None) -> N
 
 
 async def counters(url: str) -> Mapping[str, float]:
-    """The engine's Prometheus metrics of one series each, summed over their labels, by name."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as reply:
-        return read_counters(await reply.text())
+    """The engine's Prometheus metrics by name, summed over their labels; raises EngineUnavailable."""
+    try:
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as reply:
+            return read_counters(await reply.text())
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise EngineUnavailable(f"the engine at {url} tells no metrics: {error}") from error
 
 
 def read_counters(text: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import statistics
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,20 +15,48 @@ from evalsuite.load.connection import Broken, TimedConnection, request_to
 from evalsuite.load.verdict import Spread
 from serve.engine.client import EngineClient
 
+SPREAD = 37
+"""Answers have half of the longest length and more, all lengths in turn: of one length, they would begin together."""
 QUIET_SECONDS = 10.0
 """How long the engine has to get rid of streams that were left."""
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One span of a load: tokens per second, seconds to the first token and between tokens, failed streams.
+
+    Who still waits for the first token counts with the time so far.
+    """
+
+    tokens_per_second: float
+    ttft: Sequence[float]
+    gaps: Sequence[float]
+    failed: int
+
+
+@dataclass(frozen=True)
 class Speed:
-    """A mix under load: seconds to the first token and between tokens; who still waits counts with the time so far."""
+    """What the samples of a mix say together; ``rates`` are their tokens per second, which have the median."""
 
     mix: str
     tokens_per_second: float
     ttft: Spread
     itl: Spread
     failed: int
-    seconds: float
+    rates: list[float]
+
+    @classmethod
+    def of(cls, mix: str, samples: Sequence[Sample]) -> "Speed":
+        """Of one sample or more."""
+        rates = [sample.tokens_per_second for sample in samples]
+        return cls(
+            mix,
+            statistics.median(rates),
+            Spread.of([seconds for sample in samples for seconds in sample.ttft]),
+            Spread.of([seconds for sample in samples for seconds in sample.gaps]),
+            sum(sample.failed for sample in samples),
+            rates,
+        )
 
 
 @dataclass
@@ -63,12 +92,9 @@ class Streams:
         connection: TimedConnection | None = None
         while True:
             number = next(self.numbers)
-            body = stand.chat(
-                self.models[number % len(self.models)],
-                number,
-                sentences=self.options.sentences,
-                tokens=self.options.tokens,
-            )
+            model, longest = self.models[number % len(self.models)], self.options.tokens
+            tokens = longest // 2 + number * SPREAD % (longest - longest // 2) + 1
+            body = stand.chat(model, number, sentences=self.options.sentences, tokens=tokens)
             sent = time.perf_counter()
             try:
                 if connection is None or connection.closed:
@@ -103,10 +129,8 @@ class Bench:
         self.engine_names: list[str] = []
         self._numbers = numbers
 
-    async def speed(
-        self, mix: str, models: Sequence[str], url: str | None = None, key: str | None = None
-    ) -> Speed:
-        """Measure one mix, directly or by another URL; the engine has nothing to do afterwards."""
+    async def sample(self, models: Sequence[str], url: str | None = None, key: str | None = None) -> Sample:
+        """Measure a mix once, directly or by another URL; the engine has nothing to do afterwards."""
         streams = Streams(url or self.url, models, self.options, self._numbers, key)
         async with streams.running():
             await asyncio.sleep(self.options.warm)
@@ -115,8 +139,7 @@ class Bench:
             await asyncio.sleep(self.options.window)
             tokens, lasted = await self._tokens() - before, time.perf_counter() - began
         await self._quiet()
-        ttft, itl = Spread.of(streams.ttft), Spread.of(streams.gaps)
-        return Speed(mix, tokens / lasted, ttft, itl, streams.failed, lasted)
+        return Sample(tokens / lasted, streams.ttft, streams.gaps, streams.failed)
 
     async def hot_load(self, client: EngineClient, name: str, path: Path) -> tuple[float, float]:
         """Seconds to load an adapter, and from the begin of that to its first token; it is unloaded again."""
@@ -131,17 +154,17 @@ class Bench:
         await client.unload(name)
         return load, answer.first - began
 
-    async def turns(self, gateway: str, key: str, names: Sequence[str]) -> list[tuple[Speed, Speed]]:
+    async def turns(self, gateway: str, key: str, names: Sequence[str]) -> list[tuple[Sample, Sample]]:
         """Pairs of the gateway, asked for ``names``, and the engine, asked for the same adapters; in turns."""
-        found: list[tuple[Speed, Speed]] = []
+        found: list[tuple[Sample, Sample]] = []
         own = self.engine_names[: len(names)]
         for turn in range(self.options.rounds):
             if turn % 2:
-                through = await self.speed("gateway", names, gateway, key)
-                found.append((through, await self.speed("direct", own)))
+                through = await self.sample(names, gateway, key)
+                found.append((through, await self.sample(own)))
             else:
-                direct = await self.speed("direct", own)
-                found.append((await self.speed("gateway", names, gateway, key), direct))
+                direct = await self.sample(own)
+                found.append((await self.sample(names, gateway, key), direct))
         return found
 
     async def _tokens(self) -> float:

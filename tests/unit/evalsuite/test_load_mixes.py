@@ -11,8 +11,7 @@ import pytest
 from evalsuite.load import mixes
 from evalsuite.load.mixes_found import Result, Through, Variant, goals_of, more_rows, rows
 from evalsuite.load.stand import RUNNING, TOKENS, read_counters
-from evalsuite.load.streams import Speed
-from evalsuite.load.verdict import Spread
+from evalsuite.load.streams import Sample, Speed
 
 METRICS = f"""# HELP {TOKENS} Number of generation tokens processed.
 # TYPE {TOKENS} counter
@@ -24,9 +23,12 @@ process_open_fds 44
 """
 
 
-def speed(mix: str, rate: float, failed: int = 0) -> Speed:
-    times = Spread.of([0.01, 0.02])
-    return Speed(mix, rate, times, times, failed, 1.0)
+def sample(rate: float, failed: int = 0) -> Sample:
+    return Sample(rate, [0.01, 0.02], [0.001], failed)
+
+
+def speed(mix: str, *rates: float) -> Speed:
+    return Speed.of(mix, [sample(rate) for rate in rates])
 
 
 def test_counters_are_summed_over_their_labels() -> None:
@@ -45,6 +47,17 @@ def test_variant_is_a_name_and_arguments() -> None:
             Variant.parse(text)
 
 
+def test_samples_of_a_mix_are_seen_together() -> None:
+    found = Speed.of("base", [sample(100.0), sample(300.0, failed=2), sample(120.0)])
+    assert (found.tokens_per_second, found.failed, found.rates) == (120.0, 2, [100.0, 300.0, 120.0])
+    assert (found.ttft.count, found.ttft.p50, found.itl.p99) == (6, 0.01, 0.001)
+
+
+def test_a_slow_minute_of_the_machine_hits_base_and_mix_alike() -> None:
+    result = Result(Variant("one"), speeds=[speed("base", 200.0, 100.0), speed("8 mixed", 180.0, 90.0)])
+    assert result.to_base("8 mixed") == pytest.approx(0.9)
+
+
 def test_mixes_are_compared_with_the_base_of_the_same_engine() -> None:
     first = Result(Variant("one"), speeds=[speed("base", 200.0), speed("8 mixed", 150.0)])
     second = Result(Variant("two"), speeds=[speed("base", 100.0), speed("8 mixed", 95.0)])
@@ -53,10 +66,7 @@ def test_mixes_are_compared_with_the_base_of_the_same_engine() -> None:
 
 
 def test_goals_are_those_of_a_gpu_and_of_the_best_variant() -> None:
-    pairs = [
-        (speed("gateway", 98.0), speed("direct", 100.0)),
-        (speed("gateway", 99.0, 1), speed("direct", 100.0)),
-    ]
+    pairs = [(sample(98.0), sample(100.0)), (sample(99.0, failed=1), sample(100.0))]
     first = Result(Variant("one"), speeds=[speed("base", 200.0), speed("8 mixed", 150.0)])
     second = Result(Variant("two"), speeds=[speed("base", 100.0), speed("8 mixed", 95.0)])
     second.through = Through.of("8 mixed", pairs)
