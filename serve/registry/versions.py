@@ -110,7 +110,10 @@ def remove(connection: Connection, ref: VersionRef) -> str:
     ).all()
     if users:
         why = [f"the alias {name} {'means it' if live else 'would roll back to it'}" for name, live in users]
-        raise VersionInUse(f"{ref} cannot be removed: {'; '.join(why)}", "deploy other versions there first")
+        raise VersionInUse(
+            f"{ref} cannot be removed: {'; '.join(why)}",
+            "deploy other versions there first, or remove the alias",
+        )
     connection.execute(delete(versions).where(versions.c.id == row.id))
     bump(connection)
     return str(row.digest)

@@ -21,14 +21,6 @@ class Move:
     force: bool = False
     back: bool = False
 
-    @property
-    def shown(self) -> str:
-        """The targets in words."""
-        return ", ".join(
-            f"{version.ref}" + (f"={weight}" if len(self.targets) > 1 else "")
-            for version, weight in self.targets
-        )
-
 
 def planned(registry: Registry, move: Move) -> str | None:
     """Check a move and return what speaks against it, which ``force`` or a rollback overrule.
@@ -75,8 +67,11 @@ def way_back(registry: Registry, alias: Alias) -> Version:
     """
     ref = alias.previous
     if len(alias.targets) > 1:
-        alone = [change.target for change in registry.history(alias.name) if len(change.targets) == 1]
-        ref = alone[-1] if alone else None
+        ref = None
+        for change in registry.history(alias.name):
+            if len(change.targets) == 1 or change.removed:
+                # What a name meant before it was removed is no business of the alias that has it now.
+                ref = None if change.removed else change.target
     if ref is not None:
         try:
             return registry.version(ref)
