@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from deploy import cli_adapters, cli_keys, cli_stack, cli_train, cli_usage, crash
+from deploy import cli_adapters, cli_aliases, cli_keys, cli_stack, cli_train, cli_usage, crash
 from deploy.console import report_error
 from serve.errors import TenonError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 cli_stack.add_to(app)
 cli_train.add_to(app)
 app.add_typer(cli_adapters.app, name="adapters")
+app.add_typer(cli_aliases.app, name="aliases")
 app.add_typer(cli_keys.app, name="keys")
 cli_usage.add_to(app)
 

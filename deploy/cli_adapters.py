@@ -9,10 +9,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from deploy.cli_aliases import change_text
 from deploy.cli_stack import Json, Model, registry_of, settings_of
 from deploy.console import console, note, print_json, state_text, step
 from deploy.fleet import engine_args
-from deploy.weights import shares_of, targets_text
+from deploy.weights import shares_of
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import identify_base
@@ -82,10 +83,8 @@ def show(context: typer.Context, version: Ref, as_json: Json = False) -> None:
                 for record in registry.evaluations(found.ref)
             ],
             "history": [
-                f"{change.changed_at:%Y-%m-%d %H:%M} {change.alias} → {targets_text(change)}"
-                + (" (forced)" if change.forced else "")
-                for name in sorted({alias.name for alias in registry.aliases()})
-                for change in registry.history(name)
+                f"{change.changed_at:%Y-%m-%d %H:%M} {change.alias} → {change_text(change)}"
+                for change in sorted(registry.history(), key=lambda change: change.alias)
                 if found.ref in change.refs
             ],
         }

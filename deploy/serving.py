@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from deploy.net import get_json
-from deploy.status import require_up
+from deploy.status import processes, require_up
 from serve.config import Settings
 from serve.engine.openai import KIND
 from serve.engine.state import record_files
@@ -90,7 +90,7 @@ def wait_until_loaded(
                 )
         missing = [name for name in able if name not in states or states[name].state != "ready"]
         if able and not missing:
-            wait_for_routes(registry, settings)
+            wait_for_routes(registry, require_up(settings.home).url)
             return time.monotonic() - started
         state = states[missing[0]].state if missing and missing[0] in states else "pending"
         say(f"{ref} is {state}" + (f" on {missing[0]}" if len(able) > 1 else ""))
@@ -114,10 +114,9 @@ def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str
     return set(records), able
 
 
-def wait_for_routes(registry: Registry, settings: Settings) -> None:
-    """Wait until the gateway routes by what the registry says now."""
+def wait_for_routes(registry: Registry, url: str | None) -> None:
+    """Wait until the gateway at a URL routes by what the registry says now."""
     revision = registry.revision()
-    url = require_up(settings.home).url
     deadline = time.monotonic() + ROUTE_TIMEOUT
     while int(get_json(f"{url}/healthz").get("revision", -1)) < revision:
         if time.monotonic() > deadline:
@@ -126,6 +125,15 @@ def wait_for_routes(registry: Registry, settings: Settings) -> None:
                 "see `tenon status` and the gateway's log",
             )
         time.sleep(POLL)
+
+
+def remove_alias(registry: Registry, settings: Settings, name: str) -> Alias:
+    """Let an alias mean nothing any more, and return once no request finds it; raises NotFound."""
+    removed = registry.remove_alias(name)
+    now = processes(settings.home)
+    if now.gateway.running:
+        wait_for_routes(registry, now.url)
+    return removed
 
 
 def move_alias(
@@ -185,5 +193,5 @@ def split_alias(
             verdict=verdicts.get(leads),
             forced=overruled,
         )
-    wait_for_routes(registry, settings)
+    wait_for_routes(registry, require_up(settings.home).url)
     return alias

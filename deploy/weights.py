@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from serve.errors import InputError
 from serve.names import VersionRef, parse_version
-from serve.registry import Alias, AliasChange
+from serve.registry import Alias
 
 WHOLE = 100
 """What the weights make together when one version gets what is left."""
@@ -57,10 +57,3 @@ def shares_of(alias: Alias) -> dict[VersionRef, str]:
         return {}
     total = sum(weight for _, weight in alias.targets)
     return {version.ref: f"{100 * weight / total:.3g} %" for version, weight in alias.targets}
-
-
-def targets_text(change: AliasChange) -> str:
-    """What an alias was changed to: a version, or several with their weights."""
-    if len(change.targets) == 1:
-        return str(change.target)
-    return ", ".join(f"{ref}={weight}" for ref, weight in change.targets)

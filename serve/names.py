@@ -1,6 +1,7 @@
 """Names of things: ``support`` (an alias), ``support@v3`` (a version), ``support@v3-1a2b3c4d`` (engine name)."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from serve.errors import InputError
@@ -39,3 +40,10 @@ def parse_version(text: str) -> VersionRef:
     if match is None:
         raise InputError(f"{text!r} names no version", "write it as NAME@vN, such as support@v3")
     return VersionRef(match["name"], int(match["number"]))
+
+
+def targets_text(targets: Sequence[tuple[VersionRef, int]]) -> str:
+    """What an alias means, in words: a version, or several with their weights."""
+    if len(targets) == 1:
+        return str(targets[0][0])
+    return ", ".join(f"{ref}={weight}" for ref, weight in targets)

@@ -5,9 +5,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from serve.errors import Conflict, InputError
+from serve.errors import Conflict, InputError, NotFound
 from serve.names import VersionRef, parse_version
 from serve.registry import versions as version_rows
+from serve.registry import wants
 from serve.registry.database import bump
 from serve.registry.records import Alias, AliasChange
 from serve.registry.schema import alias_changes, alias_targets, aliases, versions
@@ -94,11 +95,41 @@ def put(
     bump(connection)
 
 
-def history(connection: Connection, name: str) -> list[AliasChange]:
-    """The changes of an alias, oldest first."""
-    rows = connection.execute(
-        select(alias_changes).where(alias_changes.c.alias == name).order_by(alias_changes.c.id)
+def remove(connection: Connection, store: Store, name: str, by: str) -> Alias:
+    """Let an alias mean nothing any more, add that to its history, and return what it was; raises NotFound.
+
+    What was wanted for it alone is not wanted any more.
+    """
+    found = read(connection, store, name)
+    if not found:
+        raise NotFound(f"there is no alias {name}", "tenon aliases list shows what there is")
+    (alias,) = found
+    connection.execute(
+        insert(alias_changes).values(
+            alias=name,
+            target=str(alias.target.ref),
+            digest=alias.target.digest,
+            previous=str(alias.previous) if alias.previous else None,
+            sampling=dict(alias.sampling),
+            verdict=alias.verdict,
+            forced=False,
+            by=by[:64],
+            changed_at=version_rows.now(),
+            # No change but this one leaves all weights at zero.
+            targets=[[str(ref), 0] for ref in alias.refs],
+        )
     )
+    connection.execute(delete(alias_targets).where(alias_targets.c.alias == name))
+    connection.execute(delete(aliases).where(aliases.c.name == name))
+    wants.release(connection, wants.holder_for(name))
+    bump(connection)
+    return alias
+
+
+def history(connection: Connection, name: str | None = None) -> list[AliasChange]:
+    """The changes of an alias, or of all, oldest first."""
+    query = select(alias_changes).order_by(alias_changes.c.id)
+    rows = connection.execute(query.where(alias_changes.c.alias == name) if name is not None else query)
     return [
         AliasChange(
             alias=row.alias,

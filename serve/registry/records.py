@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from serve.names import VersionRef
+from serve.names import VersionRef, targets_text
 
 LoadStateName = Literal["pending", "loading", "ready", "failed", "draining"]
 LOAD_STATES: tuple[str, ...] = get_args(LoadStateName)
@@ -95,10 +95,18 @@ class Alias:
         """The versions that it means."""
         return tuple(version.ref for version, _ in self.targets)
 
+    @property
+    def meaning(self) -> str:
+        """The versions that it means in words, with their weights where there are several."""
+        return targets_text([(version.ref, weight) for version, weight in self.targets])
+
 
 @dataclass(frozen=True)
 class AliasChange:
-    """One entry of an alias's history; the versions it names may have been removed since."""
+    """One entry of an alias's history; the versions it names may have been removed since.
+
+    Where the alias itself was removed, the versions are those that it meant until then, with weights of 0.
+    """
 
     alias: str
     target: VersionRef
@@ -119,6 +127,11 @@ class AliasChange:
     def refs(self) -> tuple[VersionRef, ...]:
         """The versions that it named."""
         return tuple(ref for ref, _ in self.targets)
+
+    @property
+    def removed(self) -> bool:
+        """Whether the alias was removed."""
+        return not any(weight for _, weight in self.targets)
 
 
 @dataclass(frozen=True)

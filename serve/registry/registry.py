@@ -234,8 +234,17 @@ class Registry(Accounts, Fleet):
             aliases.put(connection, name, chosen, sampling=sampling, verdict=verdict, forced=forced, by=by)
             return aliases.read(connection, self._store, name)[0]
 
-    def history(self, name: str) -> list[AliasChange]:
-        """Every change of an alias, oldest first; empty for a name that never was one."""
+    def remove_alias(self, name: str, *, by: str = "cli") -> Alias:
+        """Let an alias mean nothing any more and return what it was; raises NotFound.
+
+        Its versions stay registered, but engines need not hold them for it, nor for its rollback. Its history stays,
+        with this as its last entry, and goes on if the name is given again. Keys that name it stay as they are.
+        """
+        with self._database.write() as connection:
+            return aliases.remove(connection, self._store, name, by)
+
+    def history(self, name: str | None = None) -> list[AliasChange]:
+        """Every change of an alias, or of all, oldest first; empty for a name that never was one."""
         with self._database.read() as connection:
             return aliases.history(connection, name)
 

@@ -116,7 +116,8 @@ def remove(connection: Connection, ref: VersionRef) -> str:
     if why:
         reasons = [f"the alias {name} {reason}" for name, reason in sorted(why.items())]
         raise VersionInUse(
-            f"{ref} cannot be removed: {'; '.join(reasons)}", "deploy other versions there first"
+            f"{ref} cannot be removed: {'; '.join(reasons)}",
+            "deploy other versions there first, or remove the alias",
         )
     connection.execute(delete(versions).where(versions.c.id == row.id))
     bump(connection)

@@ -68,6 +68,17 @@ def unwant(connection: Connection, ref: VersionRef, holder: str) -> None:
         bump(connection)
 
 
+def holder_for(alias: str) -> str:
+    """Who wants a version until an alias may mean it, where nobody waits for that as long as it takes."""
+    return f"api:{alias}"
+
+
+def release(connection: Connection, holder: str) -> None:
+    """End all wants of a holder; whoever calls this counts the revision up."""
+    connection.execute(delete(leases).where(leases.c.holder == holder))
+    sweep(connection, clock(connection))
+
+
 def sweep(connection: Connection, now: datetime) -> bool:
     """Remove what has ended, and what older code was shown of it; whether there was anything."""
     ended = connection.execute(delete(leases).where(~_live(now))).rowcount

@@ -18,7 +18,8 @@ def ways_back(connection: Connection) -> dict[str, VersionRef]:
     )
     found = {name: VersionRef(*ref) for name, *ref in before}
     current = (alias_targets.c.alias == aliases.c.name) & (alias_targets.c.changed_at == aliases.c.changed_at)
-    for name in connection.scalars(select(aliases.c.name).join(alias_targets, current).distinct()).all():
+    split = connection.scalars(select(aliases.c.name).join(alias_targets, current).distinct()).all()
+    for name in split:
         found.pop(name, None)
         alone = _last_alone(connection, name)
         if alone is not None:
@@ -27,10 +28,13 @@ def ways_back(connection: Connection) -> dict[str, VersionRef]:
 
 
 def _last_alone(connection: Connection, name: str) -> VersionRef | None:
-    changes = select(alias_changes.c.target).where(
-        alias_changes.c.alias == name, alias_changes.c.targets.is_(None)
-    )
-    for text in connection.scalars(changes.order_by(alias_changes.c.id.desc())).all():
+    """Of the changes since the alias was last removed, if it was: an older alias of that name is another."""
+    changes = select(alias_changes.c.target, alias_changes.c.targets).where(alias_changes.c.alias == name)
+    for text, targets in connection.execute(changes.order_by(alias_changes.c.id.desc())).all():
+        if targets is not None:
+            if not any(weight for _, weight in targets):
+                return None
+            continue
         ref = parse_version(text)
         same = (versions.c.name == ref.name) & (versions.c.number == ref.number)
         if connection.execute(select(versions.c.id).where(same)).first() is not None:

@@ -32,6 +32,7 @@ class Change(BaseModel):
     sampling: dict[str, Any]
     verdict: str | None
     forced: bool
+    removed: bool = Field(description="The alias was removed; its weights are those of nothing, 0.")
     by: str = Field(description="Name of the API key that changed it, `operator` without keys, or `cli`.")
     changed_at: datetime
 
@@ -86,6 +87,7 @@ def details(alias: Alias, history: Sequence[AliasChange]) -> AliasDetails:
             sampling=dict(change.sampling),
             verdict=change.verdict,
             forced=change.forced,
+            removed=change.removed,
             by=change.by,
             changed_at=change.changed_at,
         )

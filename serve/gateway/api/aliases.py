@@ -19,6 +19,7 @@ from serve.gateway.presets import find_preset
 from serve.names import NAME
 from serve.registry import Alias, Version
 from serve.registry.aliases import MOST_WEIGHT
+from serve.registry.wants import holder_for
 
 MOST_TARGETS = 16
 LONGEST_WAIT = 300.0
@@ -129,17 +130,29 @@ async def roll_back(
     return await _done(here, caller, move, body.wait if body is not None else USUAL_WAIT, response)
 
 
+@router.delete("/{name}", status_code=204, responses=reading(404), summary="Remove an alias")
+async def remove_alias(name: AliasName, here: Here, caller: AdaptersCaller) -> None:
+    """Let a name mean nothing any more; its versions stay registered, keys that name it stay as they are.
+
+    Requests that run are finished, new ones for the name are answered 404.
+    """
+    await run_in_threadpool(_alias, here, caller, name)
+    alias = await run_in_threadpool(here.registry.remove_alias, name, by=name_of(caller))
+    note(caller, f"removed the alias {alias.name}, which meant {alias.meaning}")
+    await loading.routed(here)
+
+
 async def _done(
     here: Management, caller: Caller, move: Move, wait: float, response: Response
 ) -> AliasView | Pending:
     """Make a move once its versions are loaded; otherwise say what is missing."""
     refs = [version.ref for version, weight in move.targets]
-    missing = await loading.loaded(here, refs, f"api:{move.alias}", wait)
+    missing = await loading.loaded(here, refs, holder_for(move.alias), wait)
     if missing:
         response.status_code = 202
         return Pending.of(move.alias, missing)
     alias = await run_in_threadpool(put, here.registry, move)
-    note(caller, f"pointed {alias.name} at {move.shown}" + (" (forced)" if alias.forced else ""))
+    note(caller, f"pointed {alias.name} at {alias.meaning}" + (" (forced)" if alias.forced else ""))
     await loading.routed(here)
     return view(alias)
 

@@ -22,14 +22,6 @@ class Move:
     force: bool = False
     back: bool = False
 
-    @property
-    def shown(self) -> str:
-        """The targets in words."""
-        return ", ".join(
-            f"{version.ref}" + (f"={weight}" if len(self.targets) > 1 else "")
-            for version, weight in self.targets
-        )
-
 
 def planned(registry: Registry, move: Move) -> str | None:
     """Check a move and return what speaks against it, which ``force`` or a rollback overrule.

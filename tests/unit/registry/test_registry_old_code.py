@@ -256,6 +256,17 @@ def test_old_code_flips_an_alias_that_had_weights(registry: Registry, old: OldCo
     assert old.aliases() == {"support": "support@v2"}, "a tie leaves the one before in the lead"
 
 
+def test_an_alias_that_new_code_removed_is_absent_to_old_code(registry: Registry, old: OldCode) -> None:
+    for number in "12":
+        old.register("support", number * 64)
+    registry.set_alias("support", targets={V1: 9, V2: 1})
+    registry.remove_alias("support")
+    assert (old.aliases(), old.desired()) == ({}, [])
+    old.set_alias("support", V2)
+    assert registry.aliases()[0].refs == (V2,)
+    assert [change.removed for change in registry.history("support")] == [False, True, False]
+
+
 def test_wants_of_old_commands_that_were_killed_end_after_a_day(registry: Registry, old: OldCode) -> None:
     old.register("support", "1" * 64)
     old.register("support", "2" * 64)

@@ -7,10 +7,11 @@ import pytest
 from registry_places import Place
 from registry_samples import write_adapter
 
-from serve.errors import InputError, VersionInUse, VersionNotFound
+from serve.errors import InputError, NotFound, VersionInUse, VersionNotFound
 from serve.names import VersionRef
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity
+from serve.registry.wants import holder_for
 
 V1, V2, V3 = (VersionRef("support", number) for number in (1, 2, 3))
 
@@ -308,3 +309,45 @@ def test_names_are_in_the_order_of_their_bytes(
     assert [version.ref.name for version in registry.versions()] == sorted(names)
     assert [version.ref.name for version in registry.desired()] == sorted(names)
     assert [alias.name for alias in registry.aliases()] == sorted(names)
+
+
+def test_an_alias_is_removed_with_all_that_was_wanted_for_it(filled: Registry) -> None:
+    filled.set_alias("support", V1)
+    filled.set_alias("support", targets={V2: 9, V3: 1}, sampling={"top_k": 1}, verdict="better", forced=True)
+    filled.set_alias("helpdesk", V3)
+    filled.want(V1, holder_for("support"), 600)
+    filled.want(V2, "eval", 600)
+    before = filled.revision()
+    removed = filled.remove_alias("support", by="boss")
+    assert (removed.refs, removed.previous, removed.meaning) == ((V2, V3), V1, "support@v2=9, support@v3=1")
+    assert filled.revision() == before + 1
+    assert [alias.name for alias in filled.aliases()] == ["helpdesk"]
+    assert filled.alias("support") is None
+    assert desired(filled) == [V2, V3], "for the evaluation and the other alias"
+    assert [version.ref for version in filled.versions()] == [V1, V2, V3]
+    last = filled.history("support")[-1]
+    assert (last.removed, last.by, last.refs, last.previous) == (True, "boss", (V2, V3), V1)
+    assert (last.sampling, last.verdict, last.forced) == ({"top_k": 1}, "better", False)
+    assert [change.removed for change in filled.history("support")] == [False, False, True]
+    assert [change.alias for change in filled.history()] == ["support", "support", "helpdesk", "support"]
+    filled.remove(V1)
+    with pytest.raises(VersionInUse, match="the alias helpdesk means it"):
+        filled.remove(V3)
+
+
+def test_what_is_no_alias_cannot_be_removed(filled: Registry) -> None:
+    before = filled.revision()
+    for name in ("support", "support@v1", "nobody"):
+        with pytest.raises(NotFound, match=f"no alias {name}"):
+            filled.remove_alias(name)
+    assert (filled.revision(), filled.history()) == (before, [])
+
+
+def test_a_name_that_is_given_again_begins_anew(filled: Registry) -> None:
+    filled.set_alias("support", V1, sampling={"top_k": 1})
+    filled.set_alias("support", V2)
+    filled.remove_alias("support")
+    again = filled.set_alias("support", V3)
+    assert (again.previous, again.sampling) == (None, {})
+    assert [change.removed for change in filled.history("support")] == [False, False, True, False]
+    assert desired(filled) == [V3]

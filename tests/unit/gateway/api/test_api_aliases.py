@@ -121,6 +121,57 @@ async def test_the_way_back(api: Api) -> None:
     assert (await api.ask("POST", "/api/aliases/none/rollback", {}, admin)).code == "not_found"
 
 
+async def test_a_removed_alias_is_absent_and_its_versions_stay(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (await api.bench.deploy(), await api.bench.deploy())
+    boss, reader = api.key("boss", "adapters", "admin"), api.key("app", "inference", adapters=("support",))
+    await api.ask("PUT", "/api/aliases/support", {"target": str(second.ref), "force": True}, boss)
+    assert [version.ref for version in api.registry.desired()] == [first.ref, second.ref]
+    for each in (first, second):
+        api.registry.unwant(each.ref)
+    with caplog.at_level("INFO", "tenon.changes"):
+        done = await api.ask("DELETE", "/api/aliases/support", secret=boss)
+    assert (done.status, done.content) == (204, None)
+    assert "boss removed the alias support, which meant support@v2" in caplog.text
+    body = {"model": "support", "messages": MESSAGES}
+    gone = await api.ask("POST", "/v1/chat/completions", body, reader)
+    assert (gone.status, gone.code) == (404, "model_not_found")
+    assert (await api.ask("GET", "/api/aliases/support", secret=boss)).status == 404
+    assert (await api.ask("GET", "/api/aliases", secret=boss)).content == {"aliases": []}
+    assert api.registry.desired() == [], "nor is the lease kept that the change of the alias took"
+    assert len((await api.ask("GET", "/api/adapters", secret=boss)).content["adapters"]) == 2
+    assert api.registry.key("app").rights.adapters == ("support",)
+    again = await api.ask("DELETE", "/api/aliases/support", secret=boss)
+    assert (again.status, again.code) == (404, "not_found")
+    await api.ask("PUT", "/api/aliases/support", {"target": "support@v1", "force": True}, boss)
+    history = (await api.ask("GET", "/api/aliases/support", secret=boss)).content["history"]
+    assert [(change["removed"], change["by"]) for change in history[-2:]] == [(True, "boss"), (False, "boss")]
+    assert history[-2]["targets"] == {"support@v2": 0}
+
+
+async def test_what_a_key_may_not_use_it_cannot_remove(api: Api) -> None:
+    await api.bench.deploy()
+    other, reader = api.key("other", "adapters", adapters=("ticket",)), api.key("app", "inference")
+    told = [
+        (answer.status, answer.message.replace(name, "X"))
+        for name in ("support", "nobody1")
+        for answer in [await api.ask("DELETE", f"/api/aliases/{name}", secret=other)]
+    ]
+    assert told[0] == told[1]
+    assert told[0][0] == 404
+    assert (await api.ask("DELETE", "/api/aliases/support", secret=reader)).status == 403
+    assert (await api.ask("DELETE", "/api/aliases/Support", secret=other)).status == 400
+    assert api.registry.alias("support") is not None
+
+
+async def test_a_name_that_is_given_again_does_not_go_back_to_what_it_meant_before(api: Api) -> None:
+    first, second = (await api.bench.deploy(), await api.bench.deploy())
+    assert (await api.ask("DELETE", "/api/aliases/support")).status == 204
+    api.registry.set_alias("support", targets={first.ref: 1, second.ref: 1})
+    assert (await api.ask("POST", "/api/aliases/support/rollback")).code == "conflict"
+
+
 async def test_sampling_is_checked_stored_and_kept(api: Api) -> None:
     evaluated(api, ready(api))
     body = {
