@@ -19,7 +19,7 @@ def scores(outcome: dict[str, Any], arm: str, metric: str = "exact_match") -> fl
     return float(outcome["evaluation"]["scores"][arm][metric])
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)  # two trainings, on whatever processor
 def test_two_versions_one_engine(stack: RunningStack, client: openai.OpenAI) -> None:
     engine = status(stack.settings.home).engine.pid
     message = [{"role": "user", "content": "where is my order A10293?"}]
