@@ -3,7 +3,7 @@ their size, depth and repetition are capped before one sees them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Required
 
 from pydantic import AfterValidator, Field, ValidationInfo, with_config
@@ -18,22 +18,39 @@ MAX_VALUES = 5_000
 MAX_TEXT = 128 * 1024
 """Characters of all keys and texts in one schema."""
 MAX_REPEATS = 10_000
-"""Highest count in a schema (``maxItems`` and its like), and places that a regex expands to."""
+"""Highest count in a schema (``maxItems`` and its like), which engines keep as a number."""
 MAX_REGEX = 1024
+MAX_PLACES, MAX_ALL_PLACES = 1_000, 2_000
+"""Places that a regex expands to, and all of one schema, or of all tools, together: an engine takes time with their
+square, and answers nobody meanwhile (docs/decisions/009-request-bodies.md)."""
 MAX_GRAMMAR = 64 * 1024
 MAX_TOOLS = 128
 COUNTS = frozenset({"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"})
+LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"')
+"""A text in a grammar."""
 QUANTIFIER = re.compile(r"\{(\d{0,9})(,?)(\d{0,9})\}")
 
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """A JSON schema that is small, flat enough, and refers to nothing outside itself."""
     check_size(schema)
-    for level in _levels(schema):
-        for item in level:
-            if isinstance(item, dict):
-                _check_keywords(item)
+    _bound_places(_check_keywords(item) for item in _objects(schema))
     return schema
+
+
+def check_tools(tools: list[Any]) -> list[Any]:
+    """Tools whose schemas, each checked by itself, have few enough regexes together."""
+    _bound_places(sum(map(places_of, _patterns(item))) for item in _objects(tools))
+    return tools
+
+
+def _bound_places(places: Iterable[int]) -> None:
+    if sum(places) > MAX_ALL_PLACES:
+        raise ValueError(f"has regexes that expand to more than {MAX_ALL_PLACES:,} places together")
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    return (item for level in _levels(value) for item in level if isinstance(item, dict))
 
 
 def check_size(value: Any) -> Any:
@@ -65,8 +82,11 @@ def _levels(value: Any) -> Iterator[list[Any]]:
         ]
 
 
-def _check_keywords(schema: dict[str, Any]) -> None:
-    """Check an object as a schema; one that holds properties of such names has no plain values there."""
+def _check_keywords(schema: dict[str, Any]) -> int:
+    """Check an object as a schema and return the places of its own regexes.
+
+    One that holds properties of such names has no plain values there.
+    """
     for name in COUNTS & schema.keys():
         count = schema[name]
         if isinstance(count, int | float) and not 0 <= count <= MAX_REPEATS:
@@ -75,17 +95,35 @@ def _check_keywords(schema: dict[str, Any]) -> None:
         target = schema.get(name)
         if isinstance(target, str) and not target.startswith("#"):
             raise ValueError(f"refers to {target[:100]!r}; only references within it (#…) are followed")
+    return sum(map(places_of, _patterns(schema)))
+
+
+def _patterns(schema: dict[str, Any]) -> Iterator[str]:
     if isinstance(pattern := schema.get("pattern"), str):
-        check_regex(pattern)
+        yield pattern
     if isinstance(patterns := schema.get("patternProperties"), dict):
-        for pattern in patterns:
-            check_regex(pattern)
+        yield from patterns
 
 
 def check_regex(pattern: str) -> str:
-    """A regex that is short and whose counted repetitions, those within each other multiplied, stay small."""
-    if len(pattern) > MAX_REGEX:
-        raise ValueError(f"has a regex longer than {MAX_REGEX:,} characters")
+    """A regex that is short and expands to few places."""
+    places_of(pattern)
+    return pattern
+
+
+def check_grammar(grammar: str) -> str:
+    """A grammar that is nested a few levels deep, and expands to no more than the longest one."""
+    places_of(LITERAL.sub("x", grammar), MAX_GRAMMAR, MAX_GRAMMAR)
+    return grammar
+
+
+def places_of(pattern: str, longest: int = MAX_REGEX, most: int = MAX_PLACES) -> int:
+    """How many places a regex expands to: counted repetitions that stand within each other multiply.
+
+    Raises ValueError for one of more than ``longest`` characters, ``most`` places or MAX_DEPTH levels.
+    """
+    if len(pattern) > longest:
+        raise ValueError(f"has a regex longer than {longest:,} characters")
     groups, last, place = [0], 0, 0
     while place < len(pattern):
         step = 1
@@ -104,12 +142,12 @@ def check_regex(pattern: str) -> str:
             step = _token(pattern, place)
             last = 1
             groups[-1] += 1
-        if max(groups) > MAX_REPEATS:
-            raise ValueError(f"has a regex that expands to more than {MAX_REPEATS:,} places")
+        if max(groups) > most:
+            raise ValueError(f"has a regex that expands to more than {most:,} places")
         if len(groups) > MAX_DEPTH:
             raise ValueError(f"has a regex nested more than {MAX_DEPTH} levels deep")
         place += step
-    return pattern
+    return sum(groups)
 
 
 def _token(pattern: str, place: int) -> int:
@@ -132,7 +170,9 @@ def _allowed(value: Any, info: ValidationInfo) -> Any:
 
 Schema = Annotated[dict[str, Any], AfterValidator(check_schema)]
 Regex = Annotated[str, AfterValidator(_allowed), AfterValidator(check_regex)]
-Grammar = Annotated[str, Field(max_length=MAX_GRAMMAR), AfterValidator(_allowed)]
+Grammar = Annotated[
+    str, Field(max_length=MAX_GRAMMAR), AfterValidator(_allowed), AfterValidator(check_grammar)
+]
 Choices = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(min_length=1, max_length=256)
 ]
@@ -238,7 +278,7 @@ class Constraints(TypedDict, total=False):
     disable_additional_properties: bool
 
 
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(check_tools)] | None
 ToolChoice = Literal["none", "auto", "required"] | ChosenTool | None
 ResponseFormat = (
     Annotated[TextFormat | JsonFormat | SchemaFormat | TagFormat, Field(discriminator="type")] | None

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.errors import BadRequest
-from serve.gateway.bodies.schemas import MAX_DEPTH, check_regex, check_schema
+from serve.gateway.bodies.schemas import MAX_ALL_PLACES, MAX_DEPTH, MAX_PLACES, check_regex, check_schema
 from serve.gateway.rules import Rules
 from serve.gateway.validate import check_request
 
@@ -32,6 +33,8 @@ BAD = {
     "count": {"type": "array", "maxItems": 10**9},
     "negative count": {"minLength": -1},
     "pattern": {"pattern": "(a{1,999}){1,999}"},
+    "long pattern": {"pattern": "^a{1001}$"},
+    "patterns together": {"properties": {str(n): {"pattern": "^a{900}$"} for n in range(3)}},
     "pattern property": {"patternProperties": {"(a{9}){9999}": {}}},
 }
 GOOD = [
@@ -145,3 +148,40 @@ def test_any_object_is_a_schema_or_refused(schema: dict[str, Any]) -> None:
         assert check_schema(schema) is schema
     except ValueError:
         return
+
+
+def tool(number: int, pattern: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}
+    return {"type": "function", "function": {"name": f"f{number}", "parameters": schema}}
+
+
+def test_the_regexes_of_all_tools_count_together() -> None:
+    few, many = ([tool(number, "^a{900}$") for number in range(count)] for count in (2, 3))
+    assert check({**CHAT, "tools": few})["tools"] == few
+    with pytest.raises(BadRequest, match="together") as caught:
+        check({**CHAT, "tools": many})
+    assert caught.value.param == "tools"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    ["root ::= " + "(" * 33 + "a" + ")" * 33, "root ::= ((a{300}){300}){300}", "x" * (64 * 1024 + 1)],
+)
+def test_grammars_are_no_deeper_nor_longer_than_the_longest(grammar: str) -> None:
+    with pytest.raises(BadRequest):
+        check({**CHAT, "structured_outputs": {"grammar": grammar}}, Rules(grammars=True))
+
+
+def test_brackets_in_the_texts_of_a_grammar_are_no_levels() -> None:
+    grammar = "root ::= " + '"(" ' * 100
+    assert check({**CHAT, "structured_outputs": {"grammar": grammar}}, Rules(grammars=True))
+
+
+@pytest.mark.timeout(60)  # unbounded, ten patterns of 9,000 places took two minutes
+def test_the_engine_soon_knows_the_dearest_schema_that_may_pass() -> None:
+    xgrammar = pytest.importorskip("xgrammar")
+    count = MAX_ALL_PLACES // MAX_PLACES
+    properties = {f"p{n}": {"type": "string", "pattern": f"^.{{{MAX_PLACES - 2}}}$"} for n in range(count)}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    assert check_schema(schema) is schema
+    xgrammar.Grammar.from_json_schema(orjson.dumps(schema).decode())
