@@ -9,9 +9,9 @@ from deploy.controller import read_stack
 from deploy.net import answers
 from deploy.processes import ending, recorded
 from serve.config import Settings
-from serve.engine.state import FIRST, record_files
+from serve.engine.state import FIRST, address_in, record_files
 from serve.errors import NotUp, StorageError
-from serve.net import url_of
+from serve.net import bare, url_of
 from serve.records import read_json
 from serve.registry import Registry
 
@@ -108,11 +108,11 @@ def engine_part(path: Path) -> Part:
     if details.get("last_exit") is not None:
         notes.append(f"last one {ending(int(details['last_exit']))}")
     if details.get("attached"):
-        notes.append(f"attached to {details['url']}")
+        notes.append(f"attached to {bare(str(details['url']))}")
     elif pid is None and known in ("ready", "starting"):
         known = "down"
     if known == "ready":
-        known = "running" if answers(f"{details['url']}/health") else "not answering"
+        known = "running" if answers(f"{address_in(path, details)}/health") else "not answering"
     return Part({"backoff": "restarting"}.get(known, known), pid, "; ".join(notes))
 
 

@@ -76,12 +76,15 @@ def test_a_base_is_given_once(tmp_path: Path) -> None:
         ("- model: x\n  max_lora_rank: 3\n", "1.max_lora_rank"),
         ("model: x\n", "is wrong"),
         ("- model: [", "is not YAML"),
+        ("- model: x\n  urls: [http://me:s3cret@a, b: ]]\n", "is not YAML: see line 2"),
+        ("- model: x\n  urls: [http://me:s3/cret@a]\n", "1: urls must look like"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_said(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_fleet(fleet(tmp_path, text))
     assert words in caught.value.message
+    assert "s3" not in caught.value.message
 
 
 def test_no_file_is_no_further_base_and_a_missing_one_an_error(tmp_path: Path) -> None:
