@@ -64,7 +64,7 @@ def settings_to_run(context: typer.Context, **options: Any) -> Settings:
     changed = [name for name in Settings.model_fields if getattr(stack, name) != getattr(settings, name)]
     changed = [name for name in changed if name not in UNBOUND]
     if changed:
-        was = ", ".join(f"{name} {getattr(stack, name)}, not {getattr(settings, name)}" for name in changed)
+        was = ", ".join(f"{name} {stack.shown(name)}, not {settings.shown(name)}" for name in changed)
         raise AlreadyUp(f"the stack of {settings.home} is up with {was}", "run `tenon down` first")
     return settings
 

@@ -22,7 +22,7 @@ from deploy.fleet import planned, planned_servers
 from deploy.processes import end, ending, recorded, spawn
 from serve.config import PREFIX, Settings
 from serve.engine.process import end_recorded
-from serve.engine.state import record_files
+from serve.engine.state import forget, record_files
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
 from serve.logs import logging_to_stderr
 from serve.records import ProcessIdentity, read_json, write_json
@@ -76,7 +76,7 @@ def read_stack(home: Path) -> Settings | None:
 def write_stack(settings: Settings) -> None:
     """Remember what the stack was asked for, so that a new controller carries on with the same.
 
-    Only its owner may read the file, as the database's URL may hold a password.
+    Only its owner may read the file, as the URLs of the database and of engines may hold passwords.
     """
     write_json(stack_file(settings.home), settings.model_dump(mode="json"), private=True)
 
@@ -193,7 +193,7 @@ async def retire(settings: Settings, registry: Registry, kept: Collection[str]) 
             record = read_json(path)
             await end_recorded(record)
             gone.add(str(record.get("engine_id") or name))
-            path.unlink(missing_ok=True)
+            forget(path)
     if not registry.shared:  # nobody else has engines in this registry
         gone |= {row.engine for row in registry.loaded()} - set(kept)
     try:

@@ -39,7 +39,7 @@ from serve.engine.state import FIRST, record_file, used_file
 from serve.engine.supervisor import Supervisor
 from serve.engine.watcher import Watcher
 from serve.errors import ConfigError
-from serve.net import is_local
+from serve.net import address_problem, bare, is_local
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity, identify_base, safe_name
 from serve.telemetry import traces_endpoint
@@ -67,7 +67,9 @@ class BaseEngines(BaseModel):
     def _engines_are_ours_or_not(self) -> Self:
         if self.urls and "replicas" in self.model_fields_set:
             raise ValueError("give replicas for engines of our own, or urls of others, not both")
-        if len(set(self.urls)) != len(self.urls):
+        if problem := next(filter(None, map(address_problem, self.urls)), None):
+            raise ValueError(f"urls {problem}")
+        if len(set(map(bare, self.urls))) != len(self.urls):
             raise ValueError("urls names an engine twice")
         shlex.split(self.engine_args)
         return self
@@ -264,7 +266,9 @@ def read_fleet(path: Path | None) -> list[BaseEngines | OpenAIServer]:
         problems = "; ".join(_problem(dict(item)) for item in error.errors())
         raise ConfigError(f"the fleet in {path} is wrong: {problems}", HINT) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        # Its own words quote the line, in which a password may stand.
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        reason = f"see line {mark.line + 1}" if mark is not None else type(error).__name__
         raise ConfigError(f"the fleet in {path} is not YAML: {reason}", HINT) from error
 
 

@@ -4,13 +4,19 @@ import json
 import urllib.request
 from typing import Any
 
+from serve.net import access_in
+
 PROBE_TIMEOUT = 2.0  # seconds that a part is given to answer a health check
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of ``url`` is answered with success in time."""
+    """Whether a GET of ``url``, which may hold a user name and a password, is answered with success in time."""
     try:
-        with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT) as response:
+        where, access = access_in(url)
+        request = urllib.request.Request(where)
+        for name, value in access.items():
+            request.add_unredirected_header(name, value)
+        with urllib.request.urlopen(request, timeout=PROBE_TIMEOUT) as response:
             return bool(response.status == 200)
     except (OSError, ValueError):
         return False

@@ -128,6 +128,7 @@ def register(
         source="run",
         metrics=result.metrics,
         files={"test": str(prepared.folder / "test.jsonl"), "task": str(prepared.folder / "task.json")},
+        base_digest=base.digest,
     )
     return registry.register(
         result.adapter_dir, recipe.name, base, max_rank=settings.max_lora_rank, lineage=lineage

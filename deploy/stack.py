@@ -17,7 +17,7 @@ from deploy.processes import end, recorded, spawn
 from deploy.status import Status, processes, status
 from serve.config import Settings
 from serve.engine.process import end_recorded
-from serve.engine.state import record_files
+from serve.engine.state import forget, record_files
 from serve.errors import (
     AlreadyUp,
     EngineStartFailed,
@@ -238,5 +238,5 @@ def end_engines(home: Path, kept: Collection[str] = ()) -> list[str]:
     for name, path in record_files(home / "run").items():
         if name not in kept:
             ended += [name] * asyncio.run(end_recorded(read_json(path)))
-            path.unlink(missing_ok=True)
+            forget(path)
     return ended

@@ -10,9 +10,9 @@ from deploy.net import answers
 from deploy.processes import ending, recorded
 from serve.config import Settings
 from serve.engine.openai import KIND
-from serve.engine.state import FIRST, record_files
+from serve.engine.state import FIRST, address_in, record_files
 from serve.errors import NotUp, StorageError
-from serve.net import url_of
+from serve.net import bare, url_of
 from serve.records import read_json
 from serve.registry import Registry
 
@@ -109,13 +109,14 @@ def engine_part(path: Path) -> Part:
     if details.get("last_exit") is not None:
         notes.append(f"last one {ending(int(details['last_exit']))}")
     if details.get("attached"):
-        notes.append(f"attached to {details['url']}")
+        notes.append(f"attached to {bare(str(details['url']))}")
         notes += filter(None, [details.get("warning")])
     elif pid is None and known in ("ready", "starting"):
         known = "down"
     if known == "ready":
         paths = ("/health", "/v1/models") if details.get("kind") == KIND else ("/health",)
-        known = "running" if any(answers(details["url"] + path) for path in paths) else "not answering"
+        address = address_in(path, details)
+        known = "running" if any(answers(address + each) for each in paths) else "not answering"
     return Part({"backoff": "restarting"}.get(known, known), pid, "; ".join(notes))
 
 

@@ -24,11 +24,12 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve.errors import ConfigError
+from serve.net import address_problem, bare
 from serve.telemetry import endpoint_problem
 
 PREFIX = "TENON_"
 FOR_TESTS = "TENON_TEST_"
-SECRETS = ("database_url", "otlp_endpoint", "redis_url")
+SECRETS = ("database_url", "engine_url", "otlp_endpoint", "redis_url")
 """Settings that no message may show."""
 MEDIA = ("image", "audio", "video")
 
@@ -59,7 +60,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address that the gateway listens on")
     port: int = Field(8080, ge=1, le=65535, description="port that the gateway listens on")
     engine_url: str | None = Field(
-        None, description="attach to this engine, or these with commas, instead of starting one"
+        None, repr=False, description="attach to this engine, or these with commas, instead of starting one"
     )
     replicas: int = Field(1, ge=1, le=64, description="engines of our own that serve the base")
     fleet: Path | None = Field(None, description="YAML file of further bases and their engines")
@@ -178,7 +179,9 @@ class Settings(BaseSettings):
     @classmethod
     def _engines_have_urls(cls, value: str | None) -> str | None:
         urls = [url.strip() for url in value.split(",") if url.strip()] if value is not None else []
-        if len(set(urls)) != len(urls):
+        if problem := next(filter(None, map(address_problem, urls)), None):
+            raise ValueError(problem)
+        if len(set(map(bare, urls))) != len(urls):
             raise ValueError("names an engine twice")
         return ",".join(urls) or None
 
@@ -220,6 +223,12 @@ class Settings(BaseSettings):
     def engine_urls(self) -> list[str]:
         """The engines to attach to; none are, if there are engines of our own."""
         return self.engine_url.split(",") if self.engine_url else []
+
+    def shown(self, name: str) -> str:
+        """The value of a setting as messages may show it, without passwords."""
+        if name == "engine_url" and self.engine_url:
+            return ",".join(map(bare, self.engine_urls))
+        return str(getattr(self, name))
 
     @property
     def presets_file(self) -> Path:

@@ -1,9 +1,12 @@
 """Listening sockets and the addresses that reach them."""
 
+import contextlib
 import errno
 import ipaddress
 import socket
-from urllib.parse import urlsplit
+from base64 import b64encode
+from collections.abc import Mapping
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from serve.errors import ConfigError, PortInUse
 
@@ -32,6 +35,12 @@ def listen(host: str, port: int) -> socket.socket:
             "choose another with --port",
         ) from error
     return sock
+
+
+def free_port(host: str, port: int = 0) -> int:
+    """A port that nobody listens on at this moment: the given one, or for 0 any; raises as :func:`listen` does."""
+    with contextlib.closing(listen(host, port)) as sock:
+        return int(sock.getsockname()[1])
 
 
 def is_loopback(address: str) -> bool:
@@ -65,3 +74,34 @@ def is_local(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def address_problem(url: str) -> str | None:
+    """What is wrong with the address of an engine, without the address itself; None if nothing is."""
+    try:
+        parts = urlsplit(url)
+        well = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        well = False
+    if not well or parts.query or parts.fragment or "@" in parts.path or any(map(str.isspace, url)):
+        return "must look like http://HOST:8000 or http://USER:PASSWORD@HOST:8000, special characters as %XX"
+    return None
+
+
+def access_in(url: str) -> tuple[str, Mapping[str, str]]:
+    """A URL without the user name and password in it, and the header that sends these."""
+    parts = urlsplit(url)
+    access, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    user, _, password = access.partition(":")
+    secret = b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"authorization": f"Basic {secret}"}
+
+
+def bare(url: str) -> str:
+    """A URL as messages, logs and records may show it: without a user name and password."""
+    try:
+        return access_in(url)[0]
+    except ValueError:  # it is no URL
+        return url.rpartition("@")[2]

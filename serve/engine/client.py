@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serve.engine.interface import POOLED, ModelCard, RouteMissing, Sample
 from serve.errors import AdapterLoadFailed, EngineUnavailable
+from serve.net import access_in
 
 COMPLETIONS = "/v1/completions"
 
@@ -25,13 +26,14 @@ class EngineClient:
 
     Every call raises :class:`EngineUnavailable` when the engine cannot be reached, takes longer than
     ``timeout`` seconds (a load: ``load_timeout``, health: ``health_timeout``) or answers what no vLLM server
-    would, unless its docstring says otherwise.
+    would, unless its docstring says otherwise. A user name and a password in the URL are sent, and never told.
     """
 
     def __init__(
         self, url: str, *, timeout: float = 60.0, load_timeout: float = 300.0, health_timeout: float = 10.0
     ) -> None:
-        self.url = url.rstrip("/")
+        shown, self._access = access_in(url)
+        self.url = shown.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._health_timeout = aiohttp.ClientTimeout(total=health_timeout)
         self._load_timeout = aiohttp.ClientTimeout(total=load_timeout)
@@ -168,7 +170,7 @@ class EngineClient:
             # A fresh connection per call: an engine that restarts on its port leaves none behind to fail on.
             self._open = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
         data = None if body is None else orjson.dumps(body)
-        headers = {"content-type": "application/json"} if data else {}
+        headers = {**self._access, **({"content-type": "application/json"} if data else {})}
         try:
             async with self._open.request(
                 method, self.url + path, data=data, headers=headers, timeout=timeout or self._timeout

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,7 +19,8 @@ import psutil
 from serve.engine.client import EngineClient
 from serve.engine.spec import EngineSpec
 from serve.engine.startup import explain, stage_of
-from serve.errors import EngineStartFailed, EngineUnavailable, PortInUse, StorageError
+from serve.errors import EngineStartFailed, EngineUnavailable, StorageError
+from serve.net import free_port
 from serve.records import ProcessIdentity
 
 HOST = "127.0.0.1"
@@ -85,7 +85,7 @@ class EngineProcess:
         Raises :class:`PortInUse` when another process listens on the spec's port, :class:`StorageError` when
         the log cannot be written, :class:`EngineStartFailed` when the command cannot be run.
         """
-        port = _free_port(spec.port)
+        port = free_port(HOST, spec.port)
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log_start = log.stat().st_size if log.exists() else 0
@@ -235,18 +235,6 @@ def _spawn(argv: list[str], environment: dict[str, str], log: Path) -> subproces
         return subprocess.Popen(
             argv, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
-
-
-def _free_port(port: int) -> int:
-    """``port`` if nobody listens there, any free one for 0, else :class:`PortInUse`."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            text = f"the engine's port {port} is taken by another process"
-            raise PortInUse(text, "stop that process or choose another port") from error
-        return int(probe.getsockname()[1])
 
 
 def _is_tracker(process: psutil.Process) -> bool:

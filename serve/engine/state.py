@@ -1,15 +1,21 @@
-"""``run/engine.json`` and ``run/engines/NAME.json``: how the engines do, for the gateway and ``tenon status``."""
+"""``run/engine.json`` and ``run/engines/NAME.json``: how the engines do, for the gateway and ``tenon status``.
 
+The address of an attached engine may hold a user name and a password. The record does not: they are in a file beside
+it, ``run/engine.access``, that only its owner may read and that nothing shows.
+"""
+
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from serve.engine.trouble import Troubles
 from serve.errors import StorageError
-from serve.records import write_json
+from serve.net import bare
+from serve.records import read_json, write_json
 from serve.registry.serving import Serving
 
 FIRST = "engine"
@@ -34,12 +40,31 @@ def record_files(folder: Path) -> dict[str, Path]:
     return files | {path.stem: path for path in others if not path.name.startswith(".")}
 
 
+def access_file(record: Path) -> Path:
+    """Where the address with its password is, of the engine that a record tells of."""
+    return record.with_suffix(".access")
+
+
+def address_in(record: Path, content: Mapping[str, Any]) -> str:
+    """Where requests are sent to the engine of a record, password included; empty as long as it has no address."""
+    url = str(content.get("url") or "")
+    known = read_json(access_file(record)).get("url")
+    return known if isinstance(known, str) and bare(known) == url else url
+
+
+def forget(record: Path) -> None:
+    """Remove a record, and the password beside it."""
+    access_file(record).unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class EngineState:
     """What is known of the engine.
 
     ``state``: ``starting`` (``stage`` says how far), ``ready``, ``down`` (it ended or, attached, cannot be used;
     ``error`` and ``hint`` say why) or ``backoff`` (waiting to start it again).
+    ``url`` is where requests are sent to it, password included, which no record shows.
     ``engine_id`` is its name in the registry, if that is another than its file's;
     ``base_digest`` is that of the base that adapters must be made for, which lies in ``base_path``
     and is served for what ``serving`` says.
@@ -56,7 +81,7 @@ class EngineState:
     state: str = "down"
     since: float = 0.0
     attached: bool = False
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)
     engine_id: str | None = None
     base_name: str | None = None
     base_digest: str | None = None
@@ -88,7 +113,7 @@ class EngineState:
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as ``run/engine.json`` holds them."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"url": bare(self.url) if self.url is not None else None}
 
 
 class StateFile:
@@ -117,8 +142,17 @@ class StateFile:
 
     def _write(self) -> None:
         try:
+            self._write_access()  # first, so that whoever reads the record finds it
             write_json(self.path, self.state.to_json())
         except StorageError as error:
             self._troubles.note(self.TOPIC, error)
         else:
             self._troubles.over(self.TOPIC)
+
+    def _write_access(self) -> None:
+        path, url = access_file(self.path), self.state.url
+        if url is not None and url != bare(url):
+            write_json(path, {"url": url}, private=True)
+        else:
+            with contextlib.suppress(OSError):  # it says no more than what was sent before
+                path.unlink(missing_ok=True)

@@ -36,6 +36,7 @@ from serve.errors import (
     StorageError,
     TenonError,
 )
+from serve.net import bare
 from serve.records import read_json
 from serve.registry.base import BaseIdentity, safe_name
 from serve.registry.registry import Registry
@@ -219,7 +220,7 @@ class Supervisor:
                 return card
         served = ", ".join(f"{card.name} (from {card.root})" for card in bases) or "no base"
         raise EngineUnavailable(
-            f"the engine at {url} serves {served}, not {self.base.name} (from {self.base.path})",
+            f"the engine at {bare(url)} serves {served}, not {self.base.name} (from {self.base.path})",
             "set TENON_MODEL to the base that it serves, or attach to one that was started with "
             f"--served-model-name {self.base.name}",
         )

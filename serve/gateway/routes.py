@@ -17,6 +17,7 @@ from serve.gateway.balance.flow import Limits
 from serve.gateway.fine_tuned import FineTunedNames
 from serve.gateway.metrics import Meters
 from serve.gateway.policy import NO_POLICY, SamplingPolicy
+from serve.net import bare
 
 if TYPE_CHECKING:
     from serve.gateway.sides import Sides
@@ -30,22 +31,27 @@ MAX_LORAS, MAX_NUM_SEQS = 4, 256
 class EngineView:
     """What the record of an engine says of it (``run/engine.json`` or one in ``run/engines``); ``record`` is all.
 
-    ``url`` is empty as long as the engine has none yet.
+    ``url`` is empty as long as the engine has none yet. It may hold a password, which the record does not.
     """
 
-    url: str
+    url: str = field(repr=False)
     base_name: str
     state: str
     record: Mapping[str, Any] = field(default_factory=dict)
     name: str = FIRST
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], name: str = FIRST) -> "EngineView | None":
-        """Read the record; None if it does not say which base the engine serves."""
+    def of(cls, record: Mapping[str, Any], name: str = FIRST, url: str | None = None) -> "EngineView | None":
+        """Read the record; None if it does not say which base the engine serves.
+
+        ``url`` is the record's with the password, where there is one.
+        """
         base_name = record.get("base_name")
         if not base_name:
             return None
-        return cls(str(record.get("url") or ""), str(base_name), str(record.get("state")), record, name)
+        told = str(record.get("url") or "")
+        shown = {**record, "url": bare(told)} if told else record  # older code wrote passwords there
+        return cls(url or told, str(base_name), str(record.get("state")), shown, name)
 
     @property
     def usable(self) -> bool:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from serve.engine.state import record_files, used_file
+from serve.engine.state import address_in, record_files, used_file
 from serve.engine.use import tell_use
 from serve.errors import StorageError
 from serve.gateway.auth import Keyring
@@ -21,6 +21,7 @@ from serve.gateway.build import build_table
 from serve.gateway.engines import Engines
 from serve.gateway.metrics import Metrics
 from serve.gateway.routes import EMPTY, EngineView, RouteTable
+from serve.net import bare
 from serve.records import read_json
 from serve.registry import Registry
 
@@ -164,7 +165,8 @@ class RouteSource:
         if stamp != self._stamps.get(name):
             self._stamps[name] = stamp
             record = read_json(path)
-            self._read[name] = EngineView.of(record, str(record.get("engine_id") or name))
+            url = address_in(path, record)
+            self._read[name] = EngineView.of(record, str(record.get("engine_id") or name), url)
         return self._read[name]
 
     def _elsewhere(self, ours: Sequence[EngineView]) -> Mapping[str, EngineView]:
@@ -176,11 +178,11 @@ class RouteSource:
                 seen = self._registry.engines(within=FRESH_SECONDS)
             except StorageError:  # said by the look at the revision; what was known goes on being asked
                 return self._others
-            urls = {view.url.rstrip("/") for view in ours}
+            urls = {bare(view.url).rstrip("/") for view in ours}
             self._others = {
                 engine.name: EngineView(engine.url, engine.base_name, engine.state, {}, engine.name)
                 for engine in seen
-                if engine.state == "ready" and engine.url.rstrip("/") not in urls
+                if engine.state == "ready" and bare(engine.url).rstrip("/") not in urls
             }
         return self._others
 

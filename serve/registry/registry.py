@@ -104,7 +104,8 @@ class Registry(Accounts, Fleet):
     ) -> Version:
         """Validate an adapter's folder and make it the next version of ``name``.
 
-        The files are copied, so that the folder may change or go. Raises AdapterRejected with every problem; for a
+        The files are copied, so that the folder may change or go. Where the lineage has the digest of the base that it
+        was trained on, that decides, and not what it calls its base. Raises AdapterRejected with every problem; for a
         ``remote`` caller it tells nothing of what else is on this machine.
         """
         check_name(name)
@@ -118,12 +119,18 @@ class Registry(Accounts, Fleet):
                 f"the adapter in {shown} was trained on another base than {base.name}",
                 "serve it with the base that it was trained on, or train it on this one",
             )
-        facts = validate_adapter(folder, base, max_rank, shown=shown, remote=remote)
+        # What names itself after a folder or after the built-in base may be of another one that is called so.
+        trained_here = lineage.base_digest is not None
+        facts = validate_adapter(
+            folder, base, max_rank, shown=shown, remote=remote, trained_here=trained_here
+        )
         lineage = replace(lineage, base_digest=base.digest)
         with self._store.stage(folder) as (staged, digest):
             # What is stored is what was checked, even if the folder changed in between.
             # Notes differ, as the copy has the two files alone.
-            again = validate_adapter(staged, base, max_rank, shown=shown, remote=remote)
+            again = validate_adapter(
+                staged, base, max_rank, shown=shown, remote=remote, trained_here=trained_here
+            )
             if replace(again, warnings=facts.warnings) != facts:
                 raise AdapterRejected(f"the adapter in {shown} changed while it was read", "try again")
             try:

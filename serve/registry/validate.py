@@ -41,7 +41,13 @@ HUB_CACHE = re.compile(r"models--(?P<org>[^/]+)--(?P<name>[^/]+)(/snapshots/[^/]
 
 
 def validate_adapter(
-    folder: Path, base: BaseIdentity, max_rank: int, *, shown: str = "", remote: bool = False
+    folder: Path,
+    base: BaseIdentity,
+    max_rank: int,
+    *,
+    shown: str = "",
+    remote: bool = False,
+    trained_here: bool = False,
 ) -> AdapterFacts:
     """Check a PEFT folder against a base; raises AdapterRejected with every problem found.
 
@@ -51,6 +57,7 @@ def validate_adapter(
     more as a pickle, as nobody can say which of the two were meant; and archives, in which there may be anything.
     ``max_rank`` is the engine's; ``shown`` is what errors call the folder, where it was fetched from elsewhere. For a
     ``remote`` caller the folder of a base that the adapter names is not looked for: whether it exists is not for them.
+    ``trained_here``: it is known to have been trained on this very base, whatever name it gives it.
     """
     shown = shown or str(folder)
     problems = list(_folder_problems(folder))
@@ -61,9 +68,9 @@ def validate_adapter(
     # Imported here, as numpy takes a while and most users of the registry never validate.
     from serve.registry.weights import check_weights
 
-    base_digest: str | None = None
+    base_digest = base.digest if trained_here else None
     warnings: list[str] = []
-    if config is not None:
+    if config is not None and not trained_here:
         base_digest, warnings, found = _base_hint(config.base, base, remote=remote)
         problems += found
     weights = None
@@ -183,7 +190,15 @@ def _base_hint(
             return None, [note], []
         if digest != base.digest:
             reason = f"it was trained on {brief(hint)}, which is another base than {base.name}"
-            return digest, [], [Problem(reason, "serve it with that base, or train it on this one")]
+            way_out = "serve it with that base, or train it on this one"
+            if hint == BUILTIN == base.name:
+                reason = (
+                    f"it names its base {hint}, which is the built-in one and not the folder of that name"
+                )
+                way_out += (
+                    "; if it is of the folder, name this otherwise, there and in base_model_name_or_path"
+                )
+            return digest, [], [Problem(reason, way_out)]
         return digest, [], []
     name = _base_name(hint)
     if name == base.name:

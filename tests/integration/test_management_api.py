@@ -38,7 +38,7 @@ def test_from_a_folder_to_an_answer(home: Path, tmp_path: Path, fake_engine: str
         assert (answer.status_code, answer.json()["model"]) == (200, "greeter@v1")
         engines = client.get("/api/engines").json()["engines"]
         assert [(row["base"], row["state"]) for row in engines] == [("tenon-tiny", "ready")]
-        made = client.post("/api/keys", json={"name": "boss", "scopes": ["admin"]})
+        made = client.post("/api/keys", json={"name": "boss", "scopes": ["admin", "inference"]})
         assert made.status_code == 201
         secret = {"authorization": f"Bearer {made.json()['secret']}"}
         for _ in range(50):  # the gateway follows within a fraction of a second
@@ -47,6 +47,12 @@ def test_from_a_folder_to_an_answer(home: Path, tmp_path: Path, fake_engine: str
         assert client.get("/api/keys").status_code == 401
         assert client.get("/api/keys", headers=secret).json()["keys"][0]["name"] == "boss"
         assert client.delete("/api/adapters/greeter@v1", headers=secret).status_code == 409
+        gone = tenon(home, "aliases", "remove", "greeter")
+        assert gone.returncode == 0, gone.stderr
+        body = {"model": "greeter", **ASK}
+        absent = client.post("/v1/chat/completions", json=body, headers=secret)
+        assert (absent.status_code, absent.json()["error"]["code"]) == (404, "model_not_found")
+        assert client.delete("/api/adapters/greeter@v1", headers=secret).status_code == 204
 
 
 def test_an_alias_moves_and_comes_back_on_the_real_engine(stack: RunningStack) -> None:

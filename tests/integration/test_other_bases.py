@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.commands import cause_and_hint, tenon
 
-from serve.registry.base import resolve_model
+from serve.registry.base import identify_base, resolve_model
 
 BUILT_IN = resolve_model("tenon-tiny")
 RECIPE = "name: elsewhere\ndata:\n  limit: 60\nlora:\n  rank: 2\ntrain:\n  max_steps: 2\n"
@@ -39,6 +39,14 @@ def test_local_folder(tmp_path: Path, recipe: Path) -> None:
     assert content["base"] == "my-base"
     config = json.loads((Path(content["path"]) / "adapter_config.json").read_text())
     assert str(tmp_path) not in json.dumps(config)
+
+
+def test_a_folder_that_is_called_as_the_built_in_base(tmp_path: Path, recipe: Path) -> None:
+    base_folder(tmp_path / "tenon-tiny")
+    done = tenon(tmp_path / "home", "train", str(recipe), "base=./tenon-tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = tenon(tmp_path / "home", "adapters", "show", "elsewhere@v1", "--json")
+    assert json.loads(shown.stdout)["base_digest"] == identify_base(str(tmp_path / "tenon-tiny")).digest
 
 
 def test_hub_id(tmp_path: Path, recipe: Path) -> None:

@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from support.commands import TENON, cause_and_hint, environment, tenon
+from support.guarded import guarding
 from support.ports import free_port
 
 from deploy import stack
@@ -134,6 +136,26 @@ def test_engine_that_cannot_be_reached_is_told_soon(home: Path) -> None:
     assert url.removeprefix("http://") in cause_and_hint(done)[0]
     assert time.monotonic() - started < 60
     assert status(home).down
+
+
+def test_the_password_of_an_attached_engine_is_sent_and_shown_nowhere(home: Path, fake_engine: str) -> None:
+    with guarding(fake_engine, "me", "s3cret") as place:
+        now = up(home, f"http://me:s3cret@{place}")
+        assert now.engine.detail == f"attached to http://{place}"
+        body = {"model": "tenon-tiny", "messages": [{"role": "user", "content": "x"}]}
+        assert httpx.post(f"{now.url}/v1/chat/completions", json=body).status_code == 200
+        other = tenon(home, "up", "--detach", "--engine-url", f"http://me:0ther@{place}")
+        assert (other.returncode, f"http://{place}" in cause_and_hint(other)[0]) == (4, True)
+        told = tenon(home, "status", "--json").stdout + tenon(home, "status").stdout + other.stderr
+        told += httpx.get(f"{now.url}/api/status").text
+        assert f"http://{place}" in told
+        assert "s3cret" not in told
+        assert "0ther" not in told
+        holders = {path for path in home.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()}
+        assert holders == {home / "run" / "stack.json", home / "run" / "engine.access"}
+        assert {path.stat().st_mode & 0o777 for path in holders} == {0o600}
+        assert tenon(home, "down").returncode == 0
+    assert not any(path.exists() for path in holders)
 
 
 def test_a_closed_terminal_stops_a_foreground_stack(home: Path, fake_engine: str) -> None:

@@ -1,10 +1,8 @@
 """Free ports."""
 
-import socket
+from serve import net
 
 
 def free_port() -> int:
     """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return net.free_port("127.0.0.1")

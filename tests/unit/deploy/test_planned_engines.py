@@ -111,12 +111,15 @@ def test_a_base_is_given_once(tmp_path: Path) -> None:
         ("- kind: openai\n  base: x\n  url: y\n  names: {'a b': c}\n", "1.names: 'a b': use letters"),
         ("model: x\n", "is wrong"),
         ("- model: [", "is not YAML"),
+        ("- model: x\n  urls: [http://me:s3cret@a, b: ]]\n", "is not YAML: see line 2"),
+        ("- model: x\n  urls: [http://me:s3/cret@a]\n", "1: urls must look like"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_said(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_fleet(fleet(tmp_path, text))
     assert words in caught.value.message
+    assert "s3" not in caught.value.message
 
 
 def test_servers_that_are_only_asked_are_called_after_their_bases(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from registry_samples import DOWN, EMBED, VOCABULARY, WIDTH, Q, lora_tensors, wr
 from safetensors.numpy import save_file
 
 from serve.errors import AdapterRejected
-from serve.registry.base import BaseIdentity
+from serve.registry.base import BUILTIN, BaseIdentity, identify_base
 from serve.registry.validate import validate_adapter
 
 
@@ -233,6 +233,15 @@ def test_the_base_that_the_config_names(tmp_path: Path, base: BaseIdentity) -> N
     assert "org/huge" in unknown.warnings[0]
     silent = validate_adapter(write_adapter(tmp_path / "e", base_model_name_or_path=None), base, 64)
     assert "does not say" in silent.warnings[0]
+
+
+def test_a_folder_that_is_called_as_the_built_in_base(tmp_path: Path) -> None:
+    base = identify_base(str(write_base(tmp_path / BUILTIN)))
+    adapter = write_adapter(tmp_path / "a", base_model_name_or_path=BUILTIN)
+    error = refusal(adapter, base)
+    assert "the built-in one and not the folder of that name" in error.message
+    assert "name this otherwise" in error.hint
+    assert validate_adapter(adapter, base, 64, trained_here=True).base_digest == base.digest
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from registry_samples import write_adapter, write_base
 from serve.errors import AdapterRejected, Conflict, InputError, StorageError, VersionInUse, VersionNotFound
 from serve.names import VersionRef
 from serve.registry import Lineage, Registry
-from serve.registry.base import BaseIdentity, identify_base
+from serve.registry.base import BUILTIN, BaseIdentity, identify_base
 
 
 def register(
@@ -81,6 +81,21 @@ def test_lineage_of_another_base_is_refused(registry: Registry, base: BaseIdenti
     folder = write_adapter(tmp_path / "a")
     with pytest.raises(AdapterRejected, match="another base"):
         registry.register(folder, "support", base, max_rank=64, lineage=Lineage(base_digest=other.digest))
+
+
+def test_the_base_that_an_adapter_was_trained_on_counts_and_not_what_it_calls_it(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_base(tmp_path / "here" / "mine", seed=1)
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (BUILTIN, "mine"):
+        base = identify_base(str(write_base(tmp_path / "there" / name)))
+        folder = write_adapter(tmp_path / name, base_model_name_or_path=name)
+        with pytest.raises(AdapterRejected, match=f"{name}.*, which is"):
+            registry.register(folder, "support", base, max_rank=64)
+        lineage = Lineage(base_digest=base.digest)
+        version = registry.register(folder, "support", base, max_rank=64, lineage=lineage)
+        assert (version.base_digest, version.facts.base_digest) == (base.digest, base.digest)
 
 
 @pytest.mark.parametrize("name", ["Support", "../x", "", "a b", "x" * 65])

@@ -107,6 +107,12 @@ def test_stored_settings_of_older_code_have_the_defaults_of_what_it_did_not_know
         ("TENON_DATABASE_URL", "mysql://me:s3cret@db/tenon", "postgresql://USER"),
         ("TENON_DATABASE_URL", "postgresql://me:s3cret@db", "postgresql://USER"),
         ("TENON_DATABASE_URL", "postgresql://me:s3/cret@db/tenon", "%XX"),
+        ("TENON_ENGINE_URL", "me:s3cret@gpu:8000", "http://HOST"),
+        ("TENON_ENGINE_URL", "http://me:s3/cret@gpu:8000", "%XX"),
+        ("TENON_ENGINE_URL", "http://me:12/s3@gpu:8000", "%XX"),
+        ("TENON_ENGINE_URL", "http://me:s3#cret@gpu:8000", "%XX"),
+        ("TENON_ENGINE_URL", "http://me:s3 cret@gpu:8000", "%XX"),
+        ("TENON_ENGINE_URL", "http://me:s3@gpu,http://me:s3cret@gpu", "twice"),
     ],
 )
 def test_wrong_settings_are_named(name: str, value: str, words: str) -> None:
@@ -116,6 +122,15 @@ def test_wrong_settings_are_named(name: str, value: str, words: str) -> None:
     assert words in caught.value.message
     assert "docs/settings.md" in caught.value.hint
     assert "s3" not in caught.value.message
+
+
+def test_the_password_of_an_engine_is_kept_and_not_shown() -> None:
+    settings = Settings.read(engine_url="http://me:s3cret@gpu:8000, https://gpu-2/base")
+    assert settings.engine_urls == ["http://me:s3cret@gpu:8000", "https://gpu-2/base"]
+    assert settings.shown("engine_url") == "http://gpu:8000,https://gpu-2/base"
+    assert "s3" not in repr(settings)
+    assert Settings.stored(settings.model_dump(mode="json")).engine_urls == settings.engine_urls
+    assert Settings.read().shown("engine_url") == "None"
 
 
 def test_all_problems_at_once() -> None:
