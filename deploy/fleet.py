@@ -35,7 +35,7 @@ from serve.config import Rank, Settings
 from serve.engine.limits import EngineLimits, GivenLimits
 from serve.engine.openai import KIND, SERVED
 from serve.engine.spec import EngineSpec
-from serve.engine.state import FIRST, record_file, used_file
+from serve.engine.state import FIRST, answers_folder, record_file, used_file
 from serve.engine.supervisor import Supervisor
 from serve.engine.watcher import Watcher
 from serve.errors import ConfigError
@@ -185,6 +185,7 @@ class PlannedEngine:
             engine_id=self.engine_id(registry),
             elsewhere=frozenset(elsewhere),
             used_file=used_file(settings.state),
+            answers=answers_folder(settings.state),
             announced=registry.shared and self.url is not None and not is_local(self.url),
         )
 

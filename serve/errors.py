@@ -38,6 +38,7 @@
     │   ├── EngineStartFailed
     │   ├── AdapterLoadFailed       the engine refused an adapter
     │   ├── SilentAdapter           the engine says loaded, but answers as the base
+    │   ├── MistakenAdapter         the engine says loaded, but answers as another adapter
     │   └── SourceUnavailable       an adapter's source does not answer, or breaks off
     ├── TrainingFailed
     ├── GateRefused                 the verdict does not allow this version to answer users
@@ -331,6 +332,12 @@ class SilentAdapter(AdapterLoadFailed):
     """The engine says that the adapter is loaded, but answers exactly as the base does."""
 
     code = "silent_adapter"
+
+
+class MistakenAdapter(AdapterLoadFailed):
+    """The engine says that the adapter is loaded, but answers as another one does, or not as it did before."""
+
+    code = "mistaken_adapter"
 
 
 class SourceUnavailable(Unavailable):

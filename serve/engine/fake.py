@@ -5,7 +5,8 @@
 
 or ``python -m serve.engine.fake --port 9000 --model base``. Routes, error shapes and error texts are those of
 vLLM 0.32. A chat answers ``<model> heard: <the last message>``, a completion ``<model> continues: <the
-prompt>``, so that a test sees which adapter answered what. Tokens are words. ``answer`` replaces this by any
+prompt>``, so that a test sees which adapter answered what. Numbers follow from the digest at the end of an engine
+name, so that the same files answer alike under any name. Tokens are words. ``answer`` replaces this by any
 function of model and prompt.
 
 Beside the engine's own routes: ``POST /_fake/faults`` ``{"faults": [{"kind": "die_mid_stream", "after":
@@ -94,6 +95,7 @@ class FakeEngine:
         self.bodies: list[dict[str, Any]] = []
         self.headers: deque[Mapping[str, str]] = deque(maxlen=1000)
         self.silent: set[str] = set()
+        self.swapped: dict[str, str] = {}
         self.lacks: dict[str, int] = {}
         self._runner: web.AppRunner | None = None
 
@@ -138,6 +140,7 @@ class FakeEngine:
         if forget:
             self.adapters.clear()
             self.silent.clear()
+            self.swapped.clear()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -197,6 +200,8 @@ class FakeEngine:
         self._check_files(name, Path(path))
         if self._take("silent", name):
             self.silent.add(name)
+        if fault := self._take("swapped", name):
+            self.swapped[name] = fault.voice
         self.adapters[name] = path
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
@@ -221,6 +226,7 @@ class FakeEngine:
             raise RefusalError(fault.status, fault.message, "InternalServerError")
         del self.adapters[name]
         self.silent.discard(name)
+        self.swapped.pop(name, None)
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     # ---------------------------------------------------------------- generation
@@ -249,6 +255,10 @@ class FakeEngine:
             raise
         finally:
             self.stats.running -= 1
+
+    def _voice(self, model: str) -> str:
+        """Whose answers those under this name are."""
+        return self.base_name if model in self.silent else self.swapped.get(model, model)
 
     def _check_model(self, body: Mapping[str, Any], param: str | None = "model") -> str:
         model = body.get("model") or self.base_name
@@ -280,7 +290,7 @@ class FakeEngine:
 
     async def _answer(self, request: web.Request, body: dict[str, Any], model: str) -> web.StreamResponse:
         chat = request.path.endswith("chat/completions")
-        voice = self.base_name if model in self.silent else model
+        voice = self._voice(model)
         if request.path == "/v1/responses":
             return await self._respond(request, body, model, voice)
         reply = answers.Reply.of(body, model, voice, chat=chat, answer=self.answer)
@@ -356,7 +366,7 @@ class FakeEngine:
         model = self._check_model(body, param=None)  # as vLLM's routes that read have it
         if fault := self._take("error", model):
             raise RefusalError(fault.status, fault.message, "InternalServerError")
-        voice = self.base_name if model in self.silent else model
+        voice = self._voice(model)
         return json_answer(READERS[request.path](body, model, voice))
 
     async def _tokenize(self, request: web.Request) -> web.Response:

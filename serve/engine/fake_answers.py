@@ -38,9 +38,15 @@ def split_tokens(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+$", text)
 
 
+def weights_of(voice: str) -> str:
+    """What decides the numbers that a voice says: the digest at the end of an engine name, else all of the name."""
+    found = re.fullmatch(r".+@v\d+-([0-9a-f]{8})", voice)
+    return found[1] if found else voice
+
+
 def logprob(voice: str, tokens: list[str], index: int) -> float:
-    """A fixed number in [-9, -0.1] for a token after its predecessors, different for every voice."""
-    seed = "\0".join([voice, *tokens[: index + 1]])
+    """A fixed number in [-9, -0.1] for a token after its predecessors, different for all weights."""
+    seed = "\0".join([weights_of(voice), *tokens[: index + 1]])
     share = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big") / 2**32
     return -0.1 - 8.9 * share
 

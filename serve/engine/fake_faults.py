@@ -7,6 +7,7 @@ KINDS = (
     "refuse_unload",
     "slow_load",
     "silent",
+    "swapped",
     "error",
     "hang",
     "slow_prefill",
@@ -22,11 +23,11 @@ class Fault:
     """Something that goes wrong, ``times`` times (-1: always), for requests to ``model`` (None: any).
 
     Kinds: ``refuse_load`` and ``refuse_unload`` (these answer ``status`` and ``message``), ``slow_load`` (a load takes
-    ``seconds``), ``silent`` (a loaded adapter answers as the base), ``error`` (a generation answers
-    ``status`` and ``message``), ``hang`` (a generation never answers), ``slow_prefill`` (``seconds`` before
-    the first token), ``slow_tokens`` (``seconds`` before each token), ``die_mid_stream`` (the connection is
-    cut after ``after`` tokens), ``unhealthy`` (``/health`` answers 503), ``exit`` (the whole process ends at
-    the next generation, after ``after`` tokens).
+    ``seconds``), ``silent`` (a loaded adapter answers as the base), ``swapped`` (a loaded adapter answers as
+    ``voice`` does, another engine name), ``error`` (a generation answers ``status`` and ``message``), ``hang`` (a
+    generation never answers), ``slow_prefill`` (``seconds`` before the first token), ``slow_tokens`` (``seconds``
+    before each token), ``die_mid_stream`` (the connection is cut after ``after`` tokens), ``unhealthy`` (``/health``
+    answers 503), ``exit`` (the whole process ends at the next generation, after ``after`` tokens).
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Fault:
     seconds: float = 0.0
     status: int = 500
     message: str = "Call to add_lora method failed: scripted"
+    voice: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

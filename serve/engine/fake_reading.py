@@ -1,6 +1,6 @@
 """What the fake engine answers where nothing is written: embeddings, classes, scores, tokens, and ``/v1/responses``.
 
-Numbers come from a hash of voice and text, so that adapters differ and the same request gets the same answer.
+Numbers come from a hash of weights and text, so that adapters differ and the same request gets the same answer.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from serve.engine.fake_answers import Reply, split_tokens
+from serve.engine.fake_answers import Reply, split_tokens, weights_of
 
 DIMENSIONS = 4
 _ids = itertools.count(1)
@@ -17,7 +17,7 @@ _ids = itertools.count(1)
 
 def numbers(voice: str, text: str, count: int) -> list[float]:
     """``count`` numbers in [0, 1) for a text as a voice reads it."""
-    digest = hashlib.shake_128(f"{voice}\0{text}".encode()).digest(2 * count)
+    digest = hashlib.shake_128(f"{weights_of(voice)}\0{text}".encode()).digest(2 * count)
     return [int.from_bytes(digest[place : place + 2], "big") / 2**16 for place in range(0, 2 * count, 2)]
 
 

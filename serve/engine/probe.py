@@ -12,12 +12,16 @@ requests at once; an adapter whose B has a standard deviation of 0.002 differs b
 
 An engine that writes nothing is asked for what it does instead: classes before their softmax, or vectors. Their
 differences are shares of the base's largest number for the same prompt.
+
+That it answers otherwise than the base does not say that it answers as itself: see :mod:`serve.engine.recognition`,
+which compares the answers that were heard here.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from serve.engine.client import COMPLETIONS
 from serve.engine.interface import POOLED, RouteMissing, Speaker
 from serve.errors import SilentAdapter
 
@@ -37,18 +41,66 @@ FLOOR = 1e-4
 NOISE_FACTOR = 3.0
 """How many times the base's difference from itself an effect must be."""
 
+KEPT = 128
+"""Numbers of a vector that are kept of an answer: some engines answer with one for each token."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an engine answered to :data:`PROMPTS` under one name, by which route.
+
+    Where it writes, ``logprobs`` of the likeliest next tokens, in nats; else the first :data:`KEPT` numbers of its
+    ``vectors``.
+    """
+
+    route: str
+    logprobs: Sequence[Mapping[str, float]] = ()
+    vectors: Sequence[Sequence[float]] = ()
+
+    def distance(self, other: "Answers") -> float:
+        """The largest difference, in nats, or in shares of this one's largest number; both of one route."""
+        if self.route == COMPLETIONS:
+            return largest_difference(self.logprobs, other.logprobs)
+        return largest_share(self.vectors, other.vectors)
+
+    @property
+    def rounding(self) -> float:
+        """What an adapter's answers may differ by, in ``distance``, only because they were computed otherwise.
+
+        In nats the most that was measured between two LoRA codes in bfloat16 was 0.16 (docs/benchmarks.md). A number
+        in bfloat16 is right to 0.4 % of itself; of vectors a good ten times that is taken.
+        """
+        return 0.2 if self.route == COMPLETIONS else 0.05
+
 
 @dataclass(frozen=True)
 class EffectProbe:
     """Largest differences over all prompts: adapter from base, base from itself (``noise``).
 
-    In nats, or, where vectors were compared (``what`` says so), in shares of the base's largest number.
+    In nats, or, where vectors were compared (``what`` says so), in shares of the base's largest number. ``base``
+    and ``adapter`` are what was compared.
     """
 
     max_difference: float
     noise: float
-    silent: bool
-    what: str = "log-probability"
+    base: Answers
+    adapter: Answers
+
+    @property
+    def same(self) -> float:
+        """The largest difference that is none."""
+        return max(FLOOR, NOISE_FACTOR * self.noise)
+
+    @property
+    def silent(self) -> bool:
+        """Whether the adapter answers as the base does."""
+        return self.max_difference <= self.same
+
+    @property
+    def what(self) -> str:
+        """What was compared, in words."""
+        route = self.base.route
+        return "log-probability" if route == COMPLETIONS else f"what {route} answers"
 
 
 async def measure_effect(client: Speaker, base_name: str, engine_name: str) -> EffectProbe:
@@ -61,7 +113,9 @@ async def measure_effect(client: Speaker, base_name: str, engine_name: str) -> E
     after = await client.next_logprobs(base_name, PROMPTS)
     noise = largest_difference(before, after)
     effect = min(largest_difference(adapter, before), largest_difference(adapter, after))
-    return EffectProbe(effect, noise, _is_silent(effect, noise))
+    return EffectProbe(
+        effect, noise, Answers(COMPLETIONS, logprobs=before), Answers(COMPLETIONS, logprobs=adapter)
+    )
 
 
 async def _measure_vectors(
@@ -77,12 +131,11 @@ async def _measure_vectors(
         after = await client.vectors(base_name, path, PROMPTS)
         noise = largest_share(before, after)
         effect = min(largest_share(before, adapter), largest_share(after, adapter))
-        return EffectProbe(effect, noise, _is_silent(effect, noise), f"what {path} answers")
+        base, own = (
+            Answers(path, vectors=[vector[:KEPT] for vector in found]) for found in (before, adapter)
+        )
+        return EffectProbe(effect, noise, base, own)
     raise refusal
-
-
-def _is_silent(effect: float, noise: float) -> bool:
-    return effect <= max(FLOOR, NOISE_FACTOR * noise)
 
 
 async def probe_effect(client: Speaker, base_name: str, engine_name: str, *, all_zero: bool) -> EffectProbe:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from serve.engine.interface import AdapterEngine
 from serve.engine.probe import probe_effect
+from serve.engine.recognition import Recognition
 from serve.engine.wishes import NO_ROOM, Room, Wishes
 from serve.errors import AdapterLoadFailed, StorageError
 from serve.names import VERSION
@@ -67,10 +68,14 @@ class Memory:
 
     ``exclusive``: the engine is ours alone, so adapters on it that no row mentions may be unloaded. ``crowded``:
     gateways may ask it that do not tell us what they use, so that each drain takes as long as one can.
+    ``recognition`` knows the answers of the ``proven``. ``inherited``: an earlier controller may have proven adapters
+    in this very life of the engine, so that what it wrote down as ready counts until our own probe.
     """
 
     exclusive: bool = True
     crowded: bool = False
+    recognition: Recognition = field(default_factory=Recognition)
+    inherited: bool = True
     proven: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -108,7 +113,7 @@ class Memory:
 
     def reborn(self) -> "Memory":
         """The next life's memory: an adapter whose loading ended the last life is not tried at once."""
-        memory = Memory(self.exclusive, self.crowded)
+        memory = Memory(self.exclusive, self.crowded, self.recognition.reborn(), inherited=False)
         if self.loading is not None:
             memory.failures = {name: item for name, item in self.failures.items() if name == self.loading}
             memory.fail(self.loading, "the engine ended while it loaded this adapter")
@@ -219,7 +224,8 @@ class _Pass:
             return "failed", self.memory.failures[engine_name].reason
         if engine_name in self.actual:
             # Loaded by an earlier controller and ready then: it stays so until a probe says otherwise.
-            ready = engine_name in self.memory.proven or row == (engine_name, "ready")
+            before = self.memory.inherited and row == (engine_name, "ready")
+            ready = engine_name in self.memory.proven or before
             return ("ready", "") if ready else ("loading", "")
         return "pending", ""
 
@@ -257,7 +263,8 @@ class _Pass:
             self.memory.seconds[ref] = await self.client.load(engine_name, version.path)
             self.memory.loading = None
             self.result.loaded.append(engine_name)
-        await probe_effect(self.client, self.base.name, engine_name, all_zero=version.facts.all_zero)
+        probe = await probe_effect(self.client, self.base.name, engine_name, all_zero=version.facts.all_zero)
+        await asyncio.to_thread(self.memory.recognition.check, version, probe)
         self.actual.add(engine_name)
         self.memory.proven.add(engine_name)
         self.memory.failures.pop(engine_name, None)

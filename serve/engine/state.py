@@ -32,6 +32,11 @@ def used_file(folder: Path) -> Path:
     return folder / "used.json"
 
 
+def answers_folder(folder: Path) -> Path:
+    """Where in ``run/`` is what adapters answered when they were proven; see :mod:`serve.engine.reference`."""
+    return folder / "answers"
+
+
 def record_files(folder: Path) -> dict[str, Path]:
     """The records of all engines that there are in ``run/``, by name; the first engine comes first."""
     first = record_file(folder, FIRST)

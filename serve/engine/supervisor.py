@@ -22,7 +22,9 @@ from serve.engine.client import EngineClient
 from serve.engine.interface import AdapterEngine, Engine, ModelCard
 from serve.engine.limits import EngineLimits, GivenLimits, slots_of
 from serve.engine.process import EngineProcess, EngineRecord
+from serve.engine.recognition import Recognition
 from serve.engine.reconcile import Memory, reconcile
+from serve.engine.reference import References
 from serve.engine.spec import EngineSpec
 from serve.engine.state import FIRST, EngineState, StateFile
 from serve.engine.trouble import Troubles
@@ -76,7 +78,8 @@ class Supervisor:
     ``base`` is the base that the adapters must be made for, ``state_file`` usually ``run/engine.json`` and
     ``log_file`` ``logs/engine.log`` under the home; ``limits`` is what is said of an attached engine. ``engine_id`` is
     its name in the registry; ``elsewhere`` are the digests of bases that other engines serve, whose adapters are no
-    business of this one; ``used_file`` is where the gateway says what it uses; ``announced``: gateways of other
+    business of this one; ``used_file`` is where the gateway says what it uses; ``answers`` is the folder of what
+    adapters answered when they were first proven (None: that is not kept); ``announced``: gateways of other
     machines may ask the engine, so the registry is told every few seconds how it does. Raises
     :class:`ConfigError` unless one of ``spec`` and ``engine_url`` is given.
     """
@@ -95,6 +98,7 @@ class Supervisor:
         engine_id: str = FIRST,
         elsewhere: Collection[str] = (),
         used_file: Path | None = None,
+        answers: Path | None = None,
         announced: bool = False,
     ) -> None:
         if (spec is None) == (engine_url is None):
@@ -124,7 +128,10 @@ class Supervisor:
             self._troubles,
         )
         self._elsewhere = frozenset(elsewhere) - {base.digest}
-        self._memory = Memory(exclusive=spec is not None, crowded=announced)
+        references = References(answers, spec.numerics if spec is not None else ("attached",))
+        self._memory = Memory(
+            exclusive=spec is not None, crowded=announced, recognition=Recognition(references)
+        )
         self._used_file = used_file
         self._crowded = False
         self._process: EngineProcess | None = None
@@ -232,6 +239,7 @@ class Supervisor:
                 return self._process
             await self._retire()
         await self._account.mark_pending(self.state)
+        self._memory.inherited = False  # what is ready in a new process, its own probes show
         try:
             self._process = await EngineProcess.start(spec, self.log_file)
         except StorageError as error:
