@@ -10,6 +10,7 @@ from serve.engine.openai import KIND, OpenAIClient, served_names
 from serve.engine.state import EngineState, StateFile
 from serve.engine.trouble import Troubles
 from serve.errors import EngineUnavailable
+from serve.net import bare
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Watcher:
         self._file.catch_up()
         try:
             if not await client.health():
-                raise EngineUnavailable(f"the server at {self.url} is not well or cannot be reached")
+                raise EngineUnavailable(f"the server at {bare(self.url)} is not well or cannot be reached")
             served = served_names(self._base, self._names, [card.name for card in await client.list()])
         except EngineUnavailable as error:
             self._failures += 1
@@ -74,7 +75,7 @@ class Watcher:
                 self._file.tell("down", error=error.message, hint=error.hint or "is it running?")
             return
         except Exception:  # the edge of a background task: it must outlive what nobody foresaw
-            log.exception("looking at the server at %s failed", self.url)
+            log.exception("looking at the server at %s failed", bare(self.url))
             return
         self._failures = 0
         missing = [name for name in self._names if name not in served]
