@@ -1,7 +1,6 @@
 """``tenon usage``: who used what, and what it costs."""
 
 import re
-from collections.abc import Iterable
 from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any
@@ -11,12 +10,11 @@ from rich.table import Table
 
 from deploy.cli_stack import Json, settings_of
 from deploy.console import console, print_json
+from serve.costs import AMOUNTS, amounts_by, total_of
 from serve.errors import InputError
 from serve.prices import HOUR, Prices
-from serve.registry import ApiKey, Registry, UsageSum
-from serve.registry.usage import NO_KEY, today
-
-COUNTS = ("requests", "prompt_tokens", "completion_tokens", "engine_seconds", "cost")
+from serve.registry import Registry
+from serve.registry.usage import today
 
 
 class By(StrEnum):
@@ -46,8 +44,17 @@ def usage(
     with Registry.of(settings) as registry:
         sums = registry.usage(since, until, by=("key_id", "adapter"))
         keys = {key.id: key for key in registry.keys(revoked=True)}
-    rows = list(folded(sums, by, keys, prices).values())
-    total = {name: sum(row[name] for row in rows) for name in COUNTS}
+    if by is By.ADAPTER:
+        rows = [
+            {"adapter": adapter, **used} for (adapter,), used in amounts_by(["adapter"], sums, prices).items()
+        ]
+    else:
+        rows = []
+        for (number,), used in amounts_by(["key_id"], sums, prices).items():
+            key = keys.get(number)
+            who = {"key": number, "name": key.name if key else None, "tenant": key.tenant if key else None}
+            rows.append({**who, **used})
+    total = total_of(rows)
     if as_json:
         print_json(
             {"month": f"{since:%Y-%m}", "currency": prices.currency, "by": by, "rows": rows, "total": total}
@@ -71,26 +78,6 @@ def month_of(text: str | None) -> tuple[date, date]:
     return first, date(first.year + first.month // 12, first.month % 12 + 1, 1)
 
 
-def folded(
-    sums: Iterable[UsageSum], by: By, keys: dict[int, ApiKey], prices: Prices
-) -> dict[Any, dict[str, Any]]:
-    """One row for each key or adapter, costs added up over what has different prices."""
-    rows: dict[Any, dict[str, Any]] = {}
-    for used in sums:
-        key_id, adapter = used.key_id or NO_KEY, str(used.adapter)
-        if by is By.ADAPTER:
-            row = rows.setdefault(adapter, {"adapter": adapter, **dict.fromkeys(COUNTS, 0)})
-        else:
-            key = keys.get(key_id)
-            who = {"key": key_id, "name": key.name if key else None, "tenant": key.tenant if key else None}
-            row = rows.setdefault(key_id, {**who, **dict.fromkeys(COUNTS, 0)})
-        price = prices.of(adapter)
-        row["cost"] += price.cost(used.prompt_tokens, used.completion_tokens, used.engine_seconds)
-        for name in COUNTS[:-1]:
-            row[name] += getattr(used, name)
-    return rows
-
-
 def show(rows: list[dict[str, Any]], total: dict[str, Any], by: By, currency: str) -> None:
     """Print the rows and their total for a person."""
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -100,6 +87,6 @@ def show(rows: list[dict[str, Any]], total: dict[str, Any], by: By, currency: st
         table.add_column(column, justify="right")
     named = [(row["adapter"] if by is By.ADAPTER else row["name"] or "without a key", row) for row in rows]
     for name, row in [*named, ("total", total)]:
-        counts = (f"{row[count]:,}" for count in COUNTS[:3])
+        counts = (f"{row[count]:,}" for count in AMOUNTS[:3])
         table.add_row(name, *counts, f"{row['engine_seconds'] / HOUR:,.2f}", f"{row['cost']:,.4f}")
     console.print(table)

@@ -7,19 +7,17 @@ started again at any time without the engines or the gateway noticing.
 
 import argparse
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 from deploy.fleet import planned, planned_servers
-from deploy.processes import end, ending, recorded, spawn
+from deploy.processes import end, ending, holding, recorded, spawn
 from serve.config import PREFIX, Settings
 from serve.engine.process import end_recorded
 from serve.engine.state import forget, record_files
@@ -79,19 +77,6 @@ def write_stack(settings: Settings) -> None:
     Only its owner may read the file, as the URLs of the database and of engines may hold passwords.
     """
     write_json(stack_file(settings.home), settings.model_dump(mode="json"), private=True)
-
-
-@contextmanager
-def only_one(home: Path) -> Iterator[None]:
-    """Hold the home's controller lock, else raise :class:`AlreadyUp`; the kernel frees it when we die."""
-    path = home / "run" / "controller.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyUp(f"another controller runs for {home}", "see `tenon status`") from error
-        yield
 
 
 class GatewayKeeper:
@@ -226,8 +211,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(settings: Settings) -> int:
     """Be the home's controller until a signal; returns the exit code."""
     record = settings.state / "controller.json"
+    taken = AlreadyUp(f"another controller runs for {settings.home}", "see `tenon status`")
     try:
-        with only_one(settings.home):
+        with holding(settings.state / "controller.lock", taken):
             identity = ProcessIdentity.of(os.getpid())
             write_json(record, {**identity.to_json(), "started_at": time.time()})
             asyncio.run(control(settings))

@@ -1,17 +1,18 @@
-"""Starts processes that outlive the command that started them, and ends them again."""
+"""Starts processes that outlive the command that started them, ends them again, and lets one alone do its work."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
-from serve.errors import StorageError
+from serve.errors import AlreadyUp, StorageError
 from serve.records import ProcessIdentity, read_json
 
 # Processes that may outlive us: kept, as Python warns of a running child that nobody refers to any more.
@@ -22,6 +23,24 @@ def recorded(path: Path) -> ProcessIdentity | None:
     """The living process that a file of ``run/`` names, if there is one."""
     identity = ProcessIdentity.read(read_json(path))
     return identity if identity is not None and identity.alive else None
+
+
+@contextlib.contextmanager
+def holding(lock: Path, taken: AlreadyUp) -> Iterator[None]:
+    """Hold a lock of ``run/``, which the kernel frees when we die; raises ``taken`` where another process has it."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise StorageError(
+            f"{lock} cannot be written: {error.strerror}", "set TENON_HOME to another folder"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise taken from error
+        yield
 
 
 def spawn(

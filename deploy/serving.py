@@ -14,18 +14,16 @@ from deploy.net import get_json
 from deploy.status import processes, require_up
 from serve.config import Settings
 from serve.engine.openai import KIND
-from serve.engine.state import record_files
+from serve.engine.state import read_records
 from serve.errors import (
     AdapterLoadFailed,
     EngineUnavailable,
-    GateRefused,
     StorageError,
     VersionNotFound,
 )
 from serve.names import VersionRef, check_name
-from serve.records import read_json
 from serve.registry import Alias, Registry, Version
-from serve.registry.evidence import latest_evaluation, why_not
+from serve.registry.evidence import check_gate, verdict_of
 
 LOAD_TIMEOUT = 300.0  # seconds, an engine that restarts meanwhile included
 ROUTE_TIMEOUT = 10.0  # seconds for the gateway to route by a change of the registry
@@ -102,7 +100,7 @@ def wait_until_loaded(
 
 def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str]]:
     """The engines of the stack, and those of a base that answer, as their records say, by their registry's names."""
-    read = {name: read_json(path) for name, path in record_files(settings.state).items()}
+    read = read_records(settings.state)
     records = {str(record.get("engine_id") or name): record for name, record in read.items()}
     able = [
         name
@@ -169,18 +167,9 @@ def split_alias(
     raises :class:`GateRefused`, unless ``force``, which is recorded. All of them are loaded before any answers.
     """
     check_name(name)
-    before, verdicts, overruled = registry.alias(name), {}, False
-    for version in (registry.version(ref) for ref, weight in weights.items() if weight):
-        record = latest_evaluation(registry, version)
-        verdicts[version.ref] = record.verdict if record is not None else None
-        objection = why_not(record, before, version)
-        if objection is not None and not force:
-            raise GateRefused(
-                f"{version.ref} may not take the name {name}: {objection}",
-                f"run `tenon eval {version.ref}`, or overrule the gate with --force (this is recorded)",
-            )
-        overruled |= objection is not None
-    leads = max(weights, key=weights.__getitem__)
+    answering = [registry.version(ref) for ref, weight in weights.items() if weight]
+    against = check_gate(registry, name, answering, overruled=force, force="--force")
+    verdict = verdict_of(registry, registry.version(max(weights, key=weights.__getitem__)))
     with ExitStack() as wants:
         for ref in weights:
             wants.enter_context(wanted(registry, ref))
@@ -190,8 +179,8 @@ def split_alias(
             name,
             targets=dict(weights),
             sampling=sampling,
-            verdict=verdicts.get(leads),
-            forced=overruled,
+            verdict=verdict,
+            forced=against,
         )
     wait_for_routes(registry, require_up(settings.home).url)
     return alias

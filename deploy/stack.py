@@ -2,26 +2,24 @@
 
 import asyncio
 import contextlib
-import fcntl
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from deploy.controller import GATEWAY_GRACE, stack_file, write_stack
 from deploy.fleet import planned, planned_servers
 from deploy.net import answers
-from deploy.processes import end, recorded, spawn
+from deploy.processes import end, holding, recorded, spawn
 from deploy.status import Status, processes, status
 from serve.config import Settings
 from serve.engine.process import end_recorded
-from serve.engine.state import forget, record_files
+from serve.engine.state import forget, read_records, record_files
 from serve.errors import (
     AlreadyUp,
     EngineStartFailed,
-    StorageError,
     Unavailable,
 )
 from serve.log_lines import message_of
@@ -41,7 +39,10 @@ def up(settings: Settings, say: Callable[[str], None]) -> Status:
     :class:`EngineStartFailed`. After a failed or interrupted start, what ran before still runs and nothing
     else does.
     """
-    with alone(settings.home):
+    taken = AlreadyUp(
+        f"another command brings the stack of {settings.home} up", "wait for it; see `tenon status`"
+    )
+    with holding(settings.state / "up.lock", taken):
         before = processes(settings.home)
         if before.healthy:
             raise AlreadyUp(
@@ -55,27 +56,6 @@ def up(settings: Settings, say: Callable[[str], None]) -> Status:
             if child is not None:
                 undo(child, settings.home, before)
             raise
-
-
-@contextmanager
-def alone(home: Path) -> Iterator[None]:
-    """Keep other ``tenon up`` commands of this home out, else raise :class:`AlreadyUp`."""
-    path = home / "run" / "up.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}", "set TENON_HOME to another folder"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyUp(
-                f"another command brings the stack of {home} up", "wait for it; see `tenon status`"
-            ) from error
-        yield
 
 
 def start_controller(settings: Settings, before: Status) -> "subprocess.Popen[bytes]":
@@ -124,7 +104,7 @@ def wait_until_up(
     controller is given one more try. An engine that fails is not waited for where another one has its base.
     """
     started, deadline = time.time(), time.monotonic() + settings.engine_start_timeout + READY_AFTER_ENGINE
-    before = {name: read_json(path) for name, path in record_files(settings.state).items()}
+    before = read_records(settings.state)
     tries = {
         name: 0 if child is not None else int(was.get("restarts", 0)) + 1 for name, was in before.items()
     }
@@ -152,8 +132,7 @@ def wait_until_up(
 def failures(settings: Settings, started: float, tries: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """The records of engines that failed since ``started`` so that waiting on is of no use, by name."""
     found = {}
-    for name, path in record_files(settings.state).items():
-        engine = read_json(path)
+    for name, engine in read_records(settings.state).items():
         down = engine.get("state") in ("down", "backoff") and engine.get("error")
         again = not engine.get("attached") and int(engine.get("restarts", 0)) <= tries.get(name, 0)
         if down and engine["since"] >= started and not again:
@@ -171,7 +150,7 @@ def raise_failure(
     settings: Settings, now: Status, started: float, failed: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Raise what the engines of a base or the gateway failed with since ``started``."""
-    records = {name: read_json(path) for name, path in record_files(settings.state).items()}
+    records = read_records(settings.state)
     hopeful = {base_of(engine) for name, engine in records.items() if name not in failed}
     for name, engine in failed.items():
         if base_of(engine) not in hopeful:
@@ -199,9 +178,8 @@ def last_line(log: Path) -> str:
 
 def progress_of(settings: Settings, now: Status) -> str:
     """What a person waiting wants to read."""
-    for name, path in record_files(settings.state).items():
+    for name, engine in read_records(settings.state).items():
         if name not in now.engines or not now.engines[name].running:
-            engine = read_json(path)
             return f"{name}: {engine.get('stage') or engine.get('state', 'starting')}"
     if not now.engines:
         return "engine: starting"

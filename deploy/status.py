@@ -10,7 +10,7 @@ from deploy.net import answers
 from deploy.processes import ending, recorded
 from serve.config import Settings
 from serve.engine.openai import KIND
-from serve.engine.state import FIRST, address_in, record_files
+from serve.engine.state import FIRST, address_in, read_records, record_files
 from serve.errors import NotUp, StorageError
 from serve.net import bare, url_of
 from serve.records import read_json
@@ -82,7 +82,7 @@ def processes(home: Path) -> Status:
     controller = controller_part(state)
     engines = {name: engine_part(path) for name, path in record_files(state).items()}
     gateway = gateway_part(state, restarting=controller.running)
-    bases = dict.fromkeys(read_json(path).get("base_name") for path in record_files(state).values())
+    bases = dict.fromkeys(record.get("base_name") for record in read_records(state).values())
     url = url_of(settings.host, settings.port) if settings else None
     base = ", ".join(filter(None, bases)) or None
     return Status(home, url, base, controller, engines.get(FIRST, Part("down")), gateway, engines)

@@ -161,9 +161,9 @@ class Settings(BaseSettings):
         # For run/stack.json, which only its owner may read.
         return value.get_secret_value()
 
-    @field_validator("prices")
+    @field_validator("prices", "fleet", "presets", "api_adapter_folder")
     @classmethod
-    def _prices_are_absolute(cls, value: Path | None) -> Path | None:
+    def _places_are_absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None and str(value) != "." else None
 
     @field_validator("otlp_endpoint")
@@ -185,11 +185,6 @@ class Settings(BaseSettings):
             raise ValueError("names an engine twice")
         return ",".join(urls) or None
 
-    @field_validator("fleet")
-    @classmethod
-    def _fleet_is_absolute(cls, value: Path | None) -> Path | None:
-        return value.expanduser().absolute() if value is not None and str(value) != "." else None
-
     @field_validator("engine_args")
     @classmethod
     def _arguments_can_be_split(cls, value: str) -> str:
@@ -203,16 +198,6 @@ class Settings(BaseSettings):
         if unknown := [kind for kind in kinds if kind not in MEDIA]:
             raise ValueError(f"{', '.join(unknown)}: none of {', '.join(MEDIA)}")
         return ",".join(kinds)
-
-    @field_validator("api_adapter_folder")
-    @classmethod
-    def _adapter_folder_is_absolute(cls, value: Path | None) -> Path | None:
-        return value.expanduser().absolute() if value is not None and str(value) != "." else None
-
-    @field_validator("presets")
-    @classmethod
-    def _presets_are_absolute(cls, value: Path | None) -> Path | None:
-        return value.expanduser().absolute() if value is not None else None
 
     @property
     def media_kinds(self) -> list[str]:

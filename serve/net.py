@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from base64 import b64encode
 from collections.abc import Mapping
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from serve.errors import ConfigError, PortInUse
 
@@ -76,14 +76,20 @@ def is_local(url: str) -> bool:
         return host == "localhost"
 
 
-def address_problem(url: str) -> str | None:
-    """What is wrong with the address of an engine, without the address itself; None if nothing is."""
+def http_parts(url: str) -> SplitResult | None:
+    """The parts of a URL of an HTTP server, or None if it is none."""
     try:
         parts = urlsplit(url)
         well = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        well = False
-    if not well or parts.query or parts.fragment or "@" in parts.path or any(map(str.isspace, url)):
+    except ValueError:  # whose words would show parts of a password
+        return None
+    return parts if well else None
+
+
+def address_problem(url: str) -> str | None:
+    """What is wrong with the address of an engine, without the address itself; None if nothing is."""
+    parts = http_parts(url)
+    if parts is None or parts.query or parts.fragment or "@" in parts.path or any(map(str.isspace, url)):
         return "must look like http://HOST:8000 or http://USER:PASSWORD@HOST:8000, special characters as %XX"
     return None
 

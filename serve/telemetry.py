@@ -3,7 +3,8 @@
 import logging
 import os
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+
+from serve.net import http_parts
 
 logger = logging.getLogger(__name__)
 
@@ -14,12 +15,8 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 
 def endpoint_problem(url: str) -> str | None:
     """What is wrong with the URL of a collector, without the URL itself; None if nothing is."""
-    try:
-        parts = urlsplit(url)
-        well = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        well = False
-    if not well:
+    parts = http_parts(url)
+    if parts is None:
         return "must look like http://HOST:4318"
     if parts.username or parts.password:
         # It stands in the engine's command line, which everybody on the machine can read.

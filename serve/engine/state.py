@@ -45,6 +45,11 @@ def record_files(folder: Path) -> dict[str, Path]:
     return files | {path.stem: path for path in others if not path.name.startswith(".")}
 
 
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the records in ``run/`` say of all engines, by name."""
+    return {name: read_json(path) for name, path in record_files(folder).items()}
+
+
 def access_file(record: Path) -> Path:
     """Where the address with its password is, of the engine that a record tells of."""
     return record.with_suffix(".access")

@@ -5,9 +5,7 @@ from typing import Any
 
 from serve.gateway.routes import EngineView
 from serve.registry import LoadState
-
-RANKS = ("ready", "loading", "draining", "pending", "failed")
-"""A version is in the first of these states that an engine has it in."""
+from serve.registry.records import RANKS
 
 
 class Holdings:

@@ -1,5 +1,8 @@
 """Whether a version may answer users under a name: what its evaluations say for and against it."""
 
+from collections.abc import Iterable
+
+from serve.errors import GateRefused
 from serve.registry.records import Alias, EvaluationRecord, Version
 from serve.registry.registry import Registry
 
@@ -30,3 +33,28 @@ def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Versi
     if gate["live"] != str(alias.target.ref):
         return f"it was not compared with {alias.target.ref}, which answers users now"
     return None
+
+
+def check_gate(
+    registry: Registry, name: str, versions: Iterable[Version], *, overruled: bool, force: str
+) -> bool:
+    """Whether something speaks against letting each of these versions answer users under a name.
+
+    Raises GateRefused for the first, unless that is ``overruled``; ``force`` is how a caller overrules it.
+    """
+    alias, against = registry.alias(name), False
+    for version in versions:
+        objection = why_not(latest_evaluation(registry, version), alias, version)
+        if objection is not None and not overruled:
+            raise GateRefused(
+                f"{version.ref} may not take the name {name}: {objection}",
+                f"run `tenon eval {version.ref}`, or overrule the gate with {force} (this is recorded)",
+            )
+        against |= objection is not None
+    return against
+
+
+def verdict_of(registry: Registry, version: Version) -> str | None:
+    """The verdict of the latest evaluation of a version that counts as evidence."""
+    record = latest_evaluation(registry, version)
+    return record.verdict if record is not None else None

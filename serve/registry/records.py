@@ -10,6 +10,8 @@ from serve.names import VersionRef, targets_text
 
 LoadStateName = Literal["pending", "loading", "ready", "failed", "draining"]
 LOAD_STATES: tuple[str, ...] = get_args(LoadStateName)
+RANKS = ("ready", "loading", "draining", "pending", "failed")
+"""A version is in the first of these states that an engine has it in: one that has it ready answers it."""
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ class Store:
         The copy is on disk and read-only when it is yielded; unless it was placed, it is gone afterwards. Raises
         StorageError, with nothing left behind, where the disk is full or cannot be written.
         """
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             self.sweep()
             staged = Path(tempfile.mkdtemp(prefix=STAGING, dir=self.root))
         try:
-            with _disk_errors(self.root):
+            with disk_errors(self.root):
                 manifest = [(name, _copy(folder / name, staged / name)) for name in FILES]
                 staged.chmod(0o555)
                 _sync_folder(staged)
@@ -61,7 +61,7 @@ class Store:
         What lies there already is kept if it is intact, else replaced.
         """
         target = self.path(digest)
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             if target.exists():
                 if _digest_or_none(target) == digest:
                     return
@@ -84,7 +84,7 @@ class Store:
         """Remove the files of ``digest``; call it with the registry's write lock held. Missing files are fine."""
         target = self.path(digest)
         if target.exists():
-            with _disk_errors(self.root):
+            with disk_errors(self.root):
                 trash = (
                     self.root / f"{STAGING}{uuid.uuid4().hex}"
                 )  # a rename works on a full disk, a new folder may not
@@ -93,7 +93,7 @@ class Store:
 
     def digests(self) -> list[str]:
         """The digests of which there are files; raises StorageError."""
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             if not self.root.is_dir():
                 return []
             return sorted(path.name for path in self.root.iterdir() if DIGEST.fullmatch(path.name))
@@ -107,7 +107,7 @@ class Store:
         """Leave a mark that a registry keeps files here."""
         mark = self.root / f"{CLAIM}{registry}"
         if not mark.exists():
-            with _disk_errors(self.root):
+            with disk_errors(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
                 mark.touch()
 
@@ -117,7 +117,7 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what processes that were killed have left behind."""
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         for left in self.root.glob(f"{STAGING}*"):
             with suppress(FileNotFoundError):  # another process may be done with it
@@ -173,11 +173,12 @@ def _delete(folder: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
+def disk_errors(folder: Path, what: str = "the adapter cannot be stored in") -> Iterator[None]:
+    """Turn OSError into StorageError; ``what`` cannot be done with the folder."""
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"the adapter cannot be stored in {root}: {error.strerror or error}; nothing was registered",
+            f"{what} {folder}: {error.strerror or error}; nothing was registered",
             "free disk space, or make the folder writable, and try again",
         ) from error

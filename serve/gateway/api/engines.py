@@ -6,10 +6,9 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from serve.engine.state import record_files
+from serve.engine.state import read_records
 from serve.gateway.api.answers import reading
 from serve.gateway.api.management import NEEDS_KEY, AdaptersCaller, Here, Management
-from serve.records import read_json
 from serve.registry import LoadState
 
 router = APIRouter(prefix="/api/engines", tags=["engines"], dependencies=[NEEDS_KEY])
@@ -56,7 +55,7 @@ def list_engines(here: Here, caller: AdaptersCaller) -> EngineList:
 
 def records_of(here: Management) -> dict[str, dict[str, Any]]:
     """What the engines of this machine were last said to be, by their names in the registry."""
-    records = {name: read_json(path) for name, path in record_files(here.settings.state).items()}
+    records = read_records(here.settings.state)
     known = {name: record for name, record in records.items() if record.get("base_name")}
     return {str(record.get("engine_id") or name): record for name, record in known.items()}
 

@@ -10,13 +10,12 @@ from serve.errors import AdapterLoadFailed
 from serve.gateway.api.management import Management
 from serve.names import VersionRef
 from serve.registry import Registry
+from serve.registry.records import RANKS
 
 LEASE = 600.0
 """Seconds for which a version that was asked for stays wanted, so that a caller who asks again finds it loaded."""
 POLL = 0.1
 ROUTE_SECONDS = 5.0
-RANKS = ("ready", "loading", "draining", "pending", "failed")
-"""Of several engines' states the first of these counts: one engine that has a version ready answers it."""
 
 
 def state_of(registry: Registry, ref: VersionRef) -> tuple[str, str]:

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.errors import Conflict, GateRefused, VersionNotFound
+from serve.errors import Conflict, VersionNotFound
 from serve.registry import Alias, Registry, Version
 from serve.registry.aliases import check_targets
-from serve.registry.evidence import latest_evaluation, why_not
+from serve.registry.evidence import check_gate, verdict_of
 
 
 @dataclass(frozen=True)
@@ -23,40 +23,29 @@ class Move:
     back: bool = False
 
 
-def planned(registry: Registry, move: Move) -> str | None:
-    """Check a move and return what speaks against it, which ``force`` or a rollback overrule.
+def planned(registry: Registry, move: Move) -> bool:
+    """Check a move and return whether something speaks against it, which ``force`` or a rollback overrule.
 
     Raises InputError, Conflict for the name of the base, and GateRefused.
     """
     check_targets([(version.ref, weight) for version, weight in move.targets])
     if any(move.alias == version.base_name for version, _ in move.targets):
         raise Conflict(f"{move.alias} is the name of the base itself", "choose another name for the alias")
-    alias = registry.alias(move.alias)
     # What has no weight answers nobody.
     answering = [version for version, weight in move.targets if weight > 0]
-    for version in answering:
-        objection = why_not(latest_evaluation(registry, version), alias, version)
-        if objection is not None:
-            if not (move.force or move.back):
-                raise GateRefused(
-                    f"{version.ref} may not take the name {move.alias}: {objection}",
-                    f"run `tenon eval {version.ref}`, or overrule the gate with force (this is recorded)",
-                )
-            return objection
-    return None
+    return check_gate(registry, move.alias, answering, overruled=move.force or move.back, force="force")
 
 
 def put(registry: Registry, move: Move) -> Alias:
     """Make a move, unless something speaks against it by now; raises as :func:`planned` does."""
-    objection = planned(registry, move)
+    forced = planned(registry, move)
     leading = max(move.targets, key=lambda pair: pair[1])[0]
-    record = latest_evaluation(registry, leading)
     return registry.set_alias(
         move.alias,
         targets={version.ref: weight for version, weight in move.targets},
         sampling=move.sampling,
-        verdict=record.verdict if record is not None else None,
-        forced=objection is not None,
+        verdict=verdict_of(registry, leading),
+        forced=forced,
         by=move.by,
     )
 

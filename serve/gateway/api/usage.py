@@ -1,7 +1,7 @@
 """``/api/usage``: who used what, in tokens and in money."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
+from serve.costs import amounts_by, total_of
 from serve.errors import BadRequest, ConfigError, Unavailable
 from serve.gateway.api.access import Caller, may
 from serve.gateway.api.answers import Day, reading
@@ -16,7 +17,7 @@ from serve.gateway.api.management import NEEDS_KEY, Here, Management
 from serve.prices import Prices
 from serve.registry import ApiKey, UsageSum
 from serve.registry.keys import Scope
-from serve.registry.usage import COUNTS, today
+from serve.registry.usage import UsageField, today
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/api/usage", tags=["usage"], dependencies=[NEEDS_KEY])
@@ -31,7 +32,12 @@ class By(StrEnum):
     DAY = "day"
 
 
-FIELDS = {By.KEY: "key_id", By.ADAPTER: "adapter", By.VERSION: "version", By.DAY: "day"}
+FIELDS: Mapping[By, UsageField] = {
+    By.KEY: "key_id",
+    By.ADAPTER: "adapter",
+    By.VERSION: "version",
+    By.DAY: "day",
+}
 
 
 class Amount(BaseModel):
@@ -90,16 +96,21 @@ def tell_usage(
     if until is not None and until <= first:
         raise BadRequest("until: must be after since", param="until")
     chosen = list(dict.fromkeys(by or [By.KEY]))
-    fields = list(dict.fromkeys([*(FIELDS[each] for each in chosen), "key_id", "adapter"]))
-    sums = here.registry.usage(first, until, by=fields)  # type: ignore[arg-type]
+    fields = [FIELDS[each] for each in chosen]
+    told: list[UsageField] = [*fields, "key_id", "adapter"]
+    sums = here.registry.usage(first, until, by=list(dict.fromkeys(told)))
     admin = may(here.authorise, request, "admin")
     seen = [used for used in sums if _visible(used, caller, admin)]
     keys = {key.id: key for key in here.registry.keys(revoked=True)}
     prices = _prices(here)
-    rows = _folded(seen, chosen, keys, prices)
-    total = {name: sum(getattr(row, name) for row in rows) for name in (*COUNTS, "cost")}
+    amounts = amounts_by(fields, seen, prices)
     return UsageAnswer(
-        since=first, until=until, by=chosen, currency=prices.currency, rows=rows, total=Amount(**total)
+        since=first,
+        until=until,
+        by=chosen,
+        currency=prices.currency,
+        rows=[UsageRow(**_who(fields, place, keys), **amount) for place, amount in amounts.items()],
+        total=Amount(**total_of(amounts.values())),
     )
 
 
@@ -118,28 +129,14 @@ def _prices(here: Management) -> Prices:
         raise Unavailable("the prices cannot be read", "see the gateway's log") from None
 
 
-def _folded(
-    sums: Iterable[UsageSum], by: list[By], keys: Mapping[int, ApiKey], prices: Prices
-) -> list[UsageRow]:
-    """One row for each value of ``by``, costs added up over what has different prices."""
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for used in sums:
-        place = tuple(getattr(used, FIELDS[each]) for each in by)
-        row = rows.setdefault(place, {**_who(used, by, keys), **dict.fromkeys((*COUNTS, "cost"), 0)})
-        for name in COUNTS:
-            row[name] += getattr(used, name)
-        price = prices.of(str(used.adapter))
-        row["cost"] += price.cost(used.prompt_tokens, used.completion_tokens, used.engine_seconds)
-    return [UsageRow(**row) for row in rows.values()]
-
-
-def _who(used: UsageSum, by: list[By], keys: Mapping[int, ApiKey]) -> dict[str, Any]:
-    key = keys.get(used.key_id or 0) if By.KEY in by else None
+def _who(fields: Sequence[UsageField], place: tuple[Any, ...], keys: Mapping[int, ApiKey]) -> dict[str, Any]:
+    known: dict[str, Any] = dict(zip(fields, place, strict=True))
+    key = keys.get(known.get("key_id") or 0)
     return {
-        "key": used.key_id if By.KEY in by else None,
+        "key": known.get("key_id"),
         "name": key.name if key is not None else None,
         "tenant": key.tenant if key is not None else None,
-        "adapter": used.adapter if By.ADAPTER in by else None,
-        "version": used.version if By.VERSION in by else None,
-        "day": used.day if By.DAY in by else None,
+        "adapter": known.get("adapter"),
+        "version": known.get("version"),
+        "day": known.get("day"),
     }

@@ -4,14 +4,18 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from serve.errors import AdapterRejected, SourceUnavailable, StorageError
+from serve.errors import AdapterRejected, SourceUnavailable
 from serve.registry.sources.limits import MIB, Limits
 from serve.registry.store import CONFIG, WEIGHTS
+from serve.registry.store import disk_errors as store_errors
 
 Progress = Callable[[int, int | None], None]
 """Told how many bytes of the weight file are here, and of how many, where the source says."""
+
+disk_errors = partial(store_errors, what="the download cannot be written to")
 
 SMALLER = f"raise TENON_MAX_ADAPTER_MIB if the adapter is meant to be so large; LoRA's {WEIGHTS} seldom is"
 
@@ -91,15 +95,3 @@ class Transfer:
         limit = f"{self.limits.most(name) / MIB:,.1f} MiB"
         hint = SMALLER if name == WEIGHTS else f"give the {CONFIG} that PEFT wrote"
         return AdapterRejected(f"{name} of {self.shown} is {size}, where at most {limit} are taken", hint)
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn OSError into StorageError."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"the download cannot be written to {folder}: {error.strerror or error}; nothing was registered",
-            "free disk space, or make the folder writable, and try again",
-        ) from error

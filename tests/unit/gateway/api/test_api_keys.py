@@ -218,7 +218,7 @@ async def test_engines_are_told_of_but_not_where_they_are(api: Api) -> None:
 async def test_a_method_that_is_not_there_names_those_that_are(api: Api) -> None:
     for path, methods in (
         ("/api/keys/x", "DELETE, GET, PATCH"),
-        ("/api/aliases/x", "GET, PUT"),
+        ("/api/aliases/x", "DELETE, GET, PUT"),
         ("/api/keys", "GET, POST"),
     ):
         refused = await api.ask("TRACE", path)
