@@ -21,7 +21,7 @@ from serve.engine.spec import EngineSpec
 from serve.engine.state import EngineState, StateFile
 from serve.engine.supervisor import Supervisor
 from serve.engine.trouble import Troubles
-from serve.errors import ConfigError
+from serve.errors import ConfigError, StorageError
 from serve.records import read_json, write_json
 
 FAKE = (sys.executable, "-m", "serve.engine.fake")
@@ -489,8 +489,11 @@ async def test_a_new_engine_that_serves_another_adapter_is_found_out(home, add):
     assert sorted(words[-1] for words in kept) == ["attached", "tenon_cpu_lora"]
 
 
-async def test_what_an_old_row_calls_ready_is_loading_in_a_new_process(home, orphan):
-    """The engine died while no controller looked: its row is still there, and says ready."""
+@pytest.mark.parametrize(
+    ("full", "told_states"), [(False, ["pending", "loading", "ready"]), (True, ["loading", "ready"])]
+)
+async def test_what_an_old_row_calls_ready_is_loading_in_a_new_process(home, orphan, full, told_states):
+    """The engine died while no controller looked: its row is there, and says ready until it can be written."""
     os.killpg(orphan["pid"], signal.SIGKILL)
     await home.until(lambda: not alive(orphan["pid"]))
     assert home.rows == {"support@v1": "ready"}
@@ -500,10 +503,12 @@ async def test_what_an_old_row_calls_ready_is_loading_in_a_new_process(home, orp
     told = home.registry.set_loaded
 
     def set_loaded(engine, states, **given):
+        if full and home.state["pid"] == orphan["pid"]:
+            raise StorageError("the disk is full")
         seen.append({ref: state for ref, (state, _) in states.items()}["support@v1"])
         told(engine, states, **given)
 
     home.registry.set_loaded = set_loaded
     async with home.running(supervisor):
         await home.until(lambda: home.state["pid"] != orphan["pid"] and "ready" in seen)
-        assert list(dict.fromkeys(seen)) == ["pending", "loading", "ready"]
+        assert list(dict.fromkeys(seen)) == told_states
