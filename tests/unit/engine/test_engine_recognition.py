@@ -318,6 +318,17 @@ def test_the_noise_of_the_base_counts_as_the_same(add):
     recognition.check(second, heard(adapter=2.02))
 
 
+def test_the_next_life_knows_the_references_and_not_who_was_proven(add, answers):
+    first, second = add(), add()
+    life = Memory(recognition=Recognition(References(answers)))
+    life.recognition.check(first, heard())
+    next_life = life.reborn()
+    assert not next_life.inherited
+    next_life.recognition.check(second, heard())
+    with pytest.raises(MistakenAdapter, match="first proven"):
+        life.reborn().recognition.check(first, heard(adapter=6.0))
+
+
 def test_references_hold_what_they_were_given(answers):
     references = References(answers, ["cpu"])
     probe = heard()

@@ -21,7 +21,7 @@ from serve.engine.spec import EngineSpec
 from serve.engine.state import EngineState, StateFile
 from serve.engine.supervisor import Supervisor
 from serve.engine.trouble import Troubles
-from serve.errors import ConfigError
+from serve.errors import ConfigError, StorageError
 from serve.records import read_json, write_json
 
 FAKE = (sys.executable, "-m", "serve.engine.fake")
@@ -466,3 +466,49 @@ async def test_the_slots_of_an_attached_engine_are_its_own_unless_somebody_says_
             assert "the engine computes 1 at once" in home.state["warning"]
             assert (home.state["max_loras"], home.state["max_cpu_loras"]) == (4, 16)
             assert home.state["warning"] in engine_part(home.state_file).detail
+
+
+async def test_a_new_engine_that_serves_another_adapter_is_found_out(home, add):
+    """The references outlive engine and supervisor; the old rows of both count for nothing."""
+    version, other = add(), add()
+    home.registry.set_alias("support", version.ref)
+    answers = home.folder / "run" / "answers"
+    async with home.running(home.supervisor(answers=answers)):
+        await home.until(lambda: home.rows == {"support@v1": "ready"})
+    async with FakeEngine() as engine:
+        attached = {"spec": None, "engine_url": engine.url, "answers": answers}
+        async with home.running(home.supervisor(**attached)):
+            await home.until(lambda: home.rows == {"support@v1": "ready"})
+        engine.adapters.clear()
+        engine.faults = [Fault("swapped", voice=other.engine_name, times=-1)]
+        async with home.running(home.supervisor(**attached)):
+            await home.until(lambda: home.rows == {"support@v1": "failed"})
+            (row,) = home.registry.loaded()
+            assert "as it did when that was first proven" in row.reason
+    kept = [read_json(path)["conditions"] for path in answers.rglob("*.json")]
+    assert sorted(words[-1] for words in kept) == ["attached", "tenon_cpu_lora"]
+
+
+@pytest.mark.parametrize(
+    ("full", "told_states"), [(False, ["pending", "loading", "ready"]), (True, ["loading", "ready"])]
+)
+async def test_what_an_old_row_calls_ready_is_loading_in_a_new_process(home, orphan, full, told_states):
+    """The engine died while no controller looked: its row is there, and says ready until it can be written."""
+    os.killpg(orphan["pid"], signal.SIGKILL)
+    await home.until(lambda: not alive(orphan["pid"]))
+    assert home.rows == {"support@v1": "ready"}
+    # It even lists the adapter from its start.
+    supervisor = home.supervisor(*FAKE, "--adapter", home.registry.loaded()[0].engine_name)
+    seen = []
+    told = home.registry.set_loaded
+
+    def set_loaded(engine, states, **given):
+        if full and home.state["pid"] == orphan["pid"]:
+            raise StorageError("the disk is full")
+        seen.append({ref: state for ref, (state, _) in states.items()}["support@v1"])
+        told(engine, states, **given)
+
+    home.registry.set_loaded = set_loaded
+    async with home.running(supervisor):
+        await home.until(lambda: home.state["pid"] != orphan["pid"] and "ready" in seen)
+        assert list(dict.fromkeys(seen)) == told_states
