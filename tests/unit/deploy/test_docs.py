@@ -113,3 +113,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_every_benchmark_has_its_numbers_and_is_a_phony_target() -> None:
+    makefile = (DOCS.parent / "Makefile").read_text()
+    targets = re.findall(r"^((?:bench|check)-[a-z-]+):", makefile, re.MULTILINE)
+    assert len(targets) >= 7
+    phony = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
+    text = (DOCS / "benchmarks.md").read_text()
+    assert [name for name in targets if name not in phony or f"make {name}" not in text] == []
