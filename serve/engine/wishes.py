@@ -51,7 +51,7 @@ class Wishes:
         targets = [pair for alias in newest_first for pair in alias.targets]
         live = {version.ref for version, weight in targets if weight}
         soon = {version.ref for version, weight in targets if not weight}
-        before = [alias.back for alias in newest_first if alias.back is not None]
+        before = [alias.way_back for alias in newest_first if alias.way_back is not None]
         recent = {name: place for place, name in enumerate(room.used if room is not None else ())}
 
         def urgency(version: Version) -> tuple[int, int, int]:

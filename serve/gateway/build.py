@@ -120,7 +120,7 @@ def _bind_versions(alias: Alias, routes: dict[str, Route], waiting: dict[str, st
 def _kept(aliases: Sequence[Alias], versions: Mapping[str, Version]) -> tuple[str, ...]:
     """Engine names of what answers now and of what a rollback returns to."""
     live = [version for alias in aliases for version, weight in alias.targets if weight]
-    before = [versions[str(alias.back)] for alias in aliases if str(alias.back) in versions]
+    before = [versions[str(alias.way_back)] for alias in aliases if str(alias.way_back) in versions]
     return tuple(dict.fromkeys(version.engine_name for version in [*live, *before]))
 
 

@@ -171,7 +171,7 @@ def _to_alias(connection: Connection, store: Store, row: Row[Any], back: Version
         target=main,
         targets=tuple((version_rows.to_version(each, store), each.weight) for each in found),
         previous=_ref_of(connection, row.previous_id),
-        back=back,
+        way_back=back,
         sampling=row.sampling,
         verdict=row.verdict,
         forced=row.forced,

@@ -28,7 +28,7 @@ def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Versi
     gate = record.result["gate"]
     if not gate["allowed"]:
         return str(gate["reason"])
-    if alias is None or version.ref in (alias.target.ref, alias.previous):
+    if alias is None or version.ref in (alias.target.ref, alias.previous, alias.way_back):
         return None
     if gate["live"] != str(alias.target.ref):
         return f"it was not compared with {alias.target.ref}, which answers users now"

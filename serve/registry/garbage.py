@@ -73,7 +73,7 @@ def _needs(
     for alias in aliases.read(connection, store):
         for ref in alias.refs:
             yield ref, f"the alias {alias.name} means it"
-        for earlier in (alias.back, alias.previous):  # the second once the alias is not split any more
+        for earlier in (alias.way_back, alias.previous):  # the second once the alias is not split any more
             if earlier is not None:
                 yield earlier, f"the alias {alias.name} would roll back to it"
         for ref in _earlier(connection, alias.name, existing - set(alias.refs), rollbacks):

@@ -74,8 +74,8 @@ class Alias:
     """A mutable name, the versions it means and the one it meant before.
 
     ``targets`` are one or more versions with the weights by which conversations are split among them: integers,
-    not all zero. ``target`` is the first in rank: the one of the largest weight. ``back`` is what a rollback returns
-    to, which stays loaded: ``previous``, or for an alias that is split what last had it alone and still exists.
+    not all zero. ``target`` is the first in rank: the one of the largest weight. A rollback returns to ``way_back``,
+    which stays loaded: ``previous``, or for an alias that is split what last had it alone and still exists.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Alias:
     forced: bool
     changed_at: datetime
     targets: tuple[tuple[Version, int], ...] = ()
-    back: VersionRef | None = None
+    way_back: VersionRef | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:

@@ -16,7 +16,11 @@ class AliasView(BaseModel):
     name: str
     target: str = Field(description="The version of the largest weight.")
     targets: dict[str, int]
-    previous: str | None = Field(description="What it goes back to; it stays loaded.")
+    previous: str | None = Field(description="The version that led before.")
+    way_back: str | None = Field(
+        description="What a rollback returns to: `previous`, or for an alias that is split the last that it meant "
+        "alone. It stays loaded."
+    )
     sampling: dict[str, Any]
     verdict: str | None
     forced: bool = Field(description="The gate was overruled.")
@@ -70,6 +74,7 @@ def view(alias: Alias) -> AliasView:
         target=str(alias.target.ref),
         targets={str(version.ref): weight for version, weight in alias.targets},
         previous=str(alias.previous) if alias.previous else None,
+        way_back=str(alias.way_back) if alias.way_back else None,
         sampling=dict(alias.sampling),
         verdict=alias.verdict,
         forced=alias.forced,

@@ -51,10 +51,10 @@ def put(registry: Registry, move: Move) -> Alias:
 
 
 def way_back(registry: Registry, alias: Alias) -> Version:
-    """The version that a rollback of an alias leads to, its ``back``; raises Conflict where there is none."""
-    if alias.back is not None:
+    """The version that a rollback of an alias leads to, its ``way_back``; raises Conflict where there is none."""
+    if alias.way_back is not None:
         with contextlib.suppress(VersionNotFound):  # removed in this moment
-            return registry.version(alias.back)
+            return registry.version(alias.way_back)
     raise Conflict(
         f"{alias.name} has no version to go back to", "set it to another with PUT /api/aliases/{name}"
     )

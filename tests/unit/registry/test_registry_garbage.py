@@ -62,7 +62,7 @@ def test_what_a_split_alias_goes_back_to_stays_and_stays_loaded(filled: Registry
         filled.set_alias("support", targets=targets)
     alias = filled.alias("support")
     assert alias is not None
-    assert (alias.previous, alias.back) == (V3, V1)
+    assert (alias.previous, alias.way_back) == (V3, V1)
     assert V1 in [version.ref for version in filled.desired()]
     found = filled.collect(keep=0, rollbacks=0, young=NOW)
     assert [version.ref for version in found.versions] == [V2]
@@ -72,7 +72,7 @@ def test_what_a_split_alias_goes_back_to_stays_and_stays_loaded(filled: Registry
     filled.set_alias("support", V5)
     back = filled.alias("support")
     assert back is not None
-    assert back.back == V4
+    assert back.way_back == V4
     filled.remove(V1)
 
 

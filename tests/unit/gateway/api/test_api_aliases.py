@@ -1,6 +1,7 @@
 """Aliases over HTTP: the gate, weights, waiting for engines, and the way back."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 from api_harness import Api
@@ -170,6 +171,24 @@ async def test_a_name_that_is_given_again_does_not_go_back_to_what_it_meant_befo
     assert (await api.ask("DELETE", "/api/aliases/support")).status == 204
     api.registry.set_alias("support", targets={first.ref: 1, second.ref: 1})
     assert (await api.ask("POST", "/api/aliases/support/rollback")).code == "conflict"
+
+
+async def test_the_way_back_of_a_split_alias_cannot_get_lost(api: Api) -> None:
+    for _ in range(5):
+        ready(api)
+    api.registry.set_alias("support", "support@v1")
+    for leads, follows in ((2, 3), (4, 5)):
+        api.registry.set_alias("support", targets={f"support@v{leads}": 2, f"support@v{follows}": 1})
+    shown = (await api.ask("GET", "/api/aliases/support")).content
+    assert (shown["previous"], shown["way_back"]) == ("support@v2", "support@v1")
+    assert (await api.ask("DELETE", "/api/adapters/support@v1")).code == "version_in_use"
+    for version in api.registry.versions():
+        api.bench.set_state(version, "pending")
+    api.registry.collect(keep=0, rollbacks=0, young=timedelta(0))
+    for version in api.registry.versions():
+        api.bench.set_state(version, "ready")
+    back = await api.ask("POST", "/api/aliases/support/rollback")
+    assert (back.status, back.content["targets"]) == (200, {"support@v1": 1})
 
 
 async def test_sampling_is_checked_stored_and_kept(api: Api) -> None:
