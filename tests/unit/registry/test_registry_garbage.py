@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from registry_places import Place
 from registry_samples import write_adapter
@@ -235,6 +235,9 @@ class Story:
                 ref for entry in reversed(past[:-1]) for ref in entry if ref in existing - set(past[-1])
             ]
             needed |= set(list(dict.fromkeys(earlier))[:rollbacks])
+            alone = [entry[0] for entry in past if len(entry) == 1]
+            if len(past[-1]) > 1 and alone:
+                needed.add(alone[-1])
         needed |= {alias.previous for alias in self.registry.aliases() if alias.previous is not None}
         for name in {ref.name for ref in existing}:
             same = sorted(ref for ref in existing if ref.name == name)
@@ -253,6 +256,10 @@ class Story:
         assert self.registry._store.digests() == sorted({version.digest for version in left})
         for version in left:
             self.registry.verify(version.ref)
+        loaded = {version.ref for version in self.registry.desired()}
+        for alias in self.registry.aliases():
+            assert loaded.issuperset(alias.refs)
+            assert alias.way_back is None or alias.way_back in loaded
         again = self.registry.collect(keep=keep, rollbacks=rollbacks, young=NOW)
         assert (again.versions, again.files) == ((), {})
 
@@ -272,6 +279,7 @@ def fresh(place: Place) -> Iterator[Registry]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+@example(rounds=[([("alias", "a", 0), *(("split", "a", [(n, 2), (n + 1, 1)]) for n in (1, 2, 3))], 0, 0)])
 @given(rounds=st.lists(ROUND, min_size=1, max_size=2))
 def test_nothing_needed_ever_goes(place: Place, base: BaseIdentity, rounds: list[Any]) -> None:
     adapters = [place.home.parent / f"adapter-{seed}" for seed in range(SEEDS)]
