@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Required
 
+import orjson
 from pydantic import AfterValidator, Field, ValidationInfo, with_config
 from typing_extensions import TypedDict
 
@@ -28,11 +29,12 @@ MAX_TOOLS = 128
 COUNTS = frozenset({"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"})
 LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"')
 """A text in a grammar."""
-QUANTIFIER = re.compile(r"\{(\d{0,9})(,?)(\d{0,9})\}")
+QUANTIFIER = re.compile(r"\{\s*+(\d*+)\s*+(,?+)\s*+(\d*+)\s*+\}", re.ASCII)
+"""However it is written: with zeros before its counts, or blanks around them, as some engines take it."""
 
 
-def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema that is small, flat enough, and refers to nothing outside itself."""
+def check_schema(schema: Any) -> Any:
+    """A JSON schema, or several, small, flat enough, with few regexes and without references outside."""
     check_size(schema)
     _bound_places(_check_keywords(item) for item in _objects(schema))
     return schema
@@ -134,9 +136,9 @@ def places_of(pattern: str, longest: int = MAX_REGEX, most: int = MAX_PLACES) ->
             last = groups.pop()
             groups[-1] += last
         elif found := QUANTIFIER.match(pattern, place):
-            low, _, high = found.groups()
-            groups[-1] += last * (max(int(low or 0), int(high or 0), 1) - 1)
-            last *= max(int(low or 0), int(high or 0), 1)
+            count = max(_count(found[1], most), _count(found[3], most), 1)
+            groups[-1] += last * (count - 1)
+            last *= count
             step = found.end() - place
         elif pattern[place] not in "*+?|":
             step = _token(pattern, place)
@@ -150,12 +152,21 @@ def places_of(pattern: str, longest: int = MAX_REGEX, most: int = MAX_PLACES) ->
     return sum(groups)
 
 
+def _count(digits: str, most: int) -> int:
+    """The count that is written so, or ``most`` + 1 for one of many digits."""
+    digits = digits.lstrip("0")
+    return int(digits or 0) if len(digits) <= len(str(most)) else most + 1
+
+
 def _token(pattern: str, place: int) -> int:
     """Length of the escape, class or character at a place of a regex."""
     if pattern[place] == "\\":
         return 2
     if pattern[place] == "[":
-        end = place + 2
+        if pattern.startswith(("[]", "[^]"), place):
+            # To some engines it ends there, to others at the next bracket.
+            raise ValueError(r"has a regex with an empty class; write \] for a bracket in a class")
+        end = place + 1
         while end < len(pattern) and pattern[end] != "]":
             end += 2 if pattern[end] == "\\" else 1
         return end + 1 - place
@@ -168,10 +179,30 @@ def _allowed(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+def check_tag(tag: Any) -> Any:
+    """A structural tag: schemas, regexes and grammars between fixed texts."""
+    check_schema(tag)
+    for item in _objects(tag):
+        if isinstance(grammar := item.get("grammar"), str):
+            check_grammar(grammar)
+    return tag
+
+
+def _check_written_tag(text: str) -> str:
+    try:
+        check_tag(orjson.loads(text))
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    return text
+
+
 Schema = Annotated[dict[str, Any], AfterValidator(check_schema)]
 Regex = Annotated[str, AfterValidator(_allowed), AfterValidator(check_regex)]
 Grammar = Annotated[
     str, Field(max_length=MAX_GRAMMAR), AfterValidator(_allowed), AfterValidator(check_grammar)
+]
+WrittenTag = Annotated[
+    str, Field(max_length=MAX_GRAMMAR), AfterValidator(_allowed), AfterValidator(_check_written_tag)
 ]
 Choices = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(min_length=1, max_length=256)
@@ -249,8 +280,8 @@ class TagFormat(TypedDict, total=False):
     """vLLM's structural tags: grammars by another name."""
 
     type: Required[Annotated[Literal["structural_tag"], AfterValidator(_allowed)]]
-    format: Annotated[dict[str, Any], AfterValidator(check_schema)]
-    structures: Annotated[list[dict[str, Any]], AfterValidator(check_size)]
+    format: Annotated[dict[str, Any], AfterValidator(check_tag)]
+    structures: Annotated[list[dict[str, Any]], AfterValidator(check_tag)]
     triggers: Choices
 
 
@@ -272,7 +303,7 @@ class Constraints(TypedDict, total=False):
     choice: Choices | None
     regex: Regex | None
     grammar: Grammar | None
-    structural_tag: Grammar | None
+    structural_tag: WrittenTag | None
     whitespace_pattern: Regex | None
     disable_any_whitespace: bool
     disable_additional_properties: bool

@@ -114,7 +114,20 @@ def test_structural_tags_of_a_response_format_too() -> None:
 
 @pytest.mark.parametrize(
     "regex",
-    ["x" * 1025, "(((a{100}){100}){100})", "a{1000000}", "a{2,99999999}", "(" * 40 + "a" + ")" * 40],
+    [
+        "x" * 1025,
+        "(((a{100}){100}){100})",
+        "a{1000000}",
+        "a{2,99999999}",
+        "(" * 40 + "a" + ")" * 40,
+        "a{0000000009000}",
+        "a{1,0000000009000}",
+        "a{ 9000 }",
+        "a{9000 , }",
+        "a{" + "9" * 1000 + "}",
+        "[]a{9000}]",
+        "[^]a{9}]",
+    ],
 )
 def test_hostile_regexes(regex: str) -> None:
     with pytest.raises(BadRequest):
@@ -122,7 +135,8 @@ def test_hostile_regexes(regex: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "regex", ["", "a{3}", r"\d{3}-\d{4}", "(ab|cd){2,5}", "[{}()]{3}", r"\{9999999\}", "a{b"]
+    "regex",
+    ["", "a{3}", r"\d{3}-\d{4}", "(ab|cd){2,5}", "[{}()]{3}", r"\{9999999\}", "a{b", "a{007}", r"[\]{9999}]"],
 )
 def test_good_regexes(regex: str) -> None:
     assert check_regex(regex) == regex
@@ -170,6 +184,32 @@ def test_the_regexes_of_all_tools_count_together() -> None:
 def test_grammars_are_no_deeper_nor_longer_than_the_longest(grammar: str) -> None:
     with pytest.raises(BadRequest):
         check({**CHAT, "structured_outputs": {"grammar": grammar}}, Rules(grammars=True))
+
+
+MANY = [{"begin": "a", "end": "b", "schema": {"pattern": "^a{900}$"}} for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        {"structures": MANY, "triggers": ["a"]},
+        {"format": {"type": "sequence", "elements": MANY}},
+        {"format": {"type": "regex", "pattern": "a{9000}"}},
+        {"format": {"type": "grammar", "grammar": "root ::= " + "(" * 33 + "a" + ")" * 33}},
+        {"format": {"type": "json_schema", "json_schema": {"$ref": "http://169.254.169.254/"}}},
+    ],
+)
+def test_what_structural_tags_hold_is_bounded_too(tag: dict[str, Any]) -> None:
+    rules = Rules(grammars=True)
+    with pytest.raises(BadRequest):
+        check({**CHAT, "response_format": {"type": "structural_tag", **tag}}, rules)
+    with pytest.raises(BadRequest):
+        check({**CHAT, "structured_outputs": {"structural_tag": orjson.dumps(tag).decode()}}, rules)
+
+
+def test_a_structural_tag_is_json() -> None:
+    with pytest.raises(BadRequest, match="not JSON"):
+        check({**CHAT, "structured_outputs": {"structural_tag": "<tag>"}}, Rules(grammars=True))
 
 
 def test_brackets_in_the_texts_of_a_grammar_are_no_levels() -> None:
