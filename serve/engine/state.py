@@ -87,7 +87,6 @@ class EngineState:
     engine has none.
     """
 
-    kind: str = "vllm"
     state: str = "down"
     since: float = 0.0
     attached: bool = False
@@ -115,6 +114,7 @@ class EngineState:
     hint: str = ""
     warning: str = ""
     served: Mapping[str, str] | None = None
+    kind: str = "vllm"
 
     def but(self, *, state: str, **changes: Any) -> "EngineState":
         """A copy with ``changes``; ``since`` is now if the state is another one."""
