@@ -17,7 +17,7 @@ from serve.gateway.bodies.fields import (
     TopCount,
 )
 from serve.gateway.bodies.messages import MAX_MESSAGES, MAX_PARTS, check_media
-from serve.gateway.bodies.schemas import MAX_TOOLS, Description, Schema, StructuredOutputs
+from serve.gateway.bodies.schemas import MAX_TOOLS, Description, Schema, StructuredOutputs, check_tools
 from serve.gateway.sampling import STRICT, CommonSampling, TokenLimit
 
 
@@ -184,7 +184,7 @@ class ResponsesBody(Named, CommonSampling, total=False):
     max_output_tokens: TokenLimit
     max_tool_calls: Annotated[int, Field(ge=1, le=128)] | None
     stream: Flag
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS), AfterValidator(check_tools)] | None
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None
     parallel_tool_calls: Flag
     text: TextOptions | None

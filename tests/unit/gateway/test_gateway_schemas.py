@@ -177,6 +177,15 @@ def test_the_regexes_of_all_tools_count_together() -> None:
     assert caught.value.param == "tools"
 
 
+def test_the_regexes_of_all_tools_of_a_response_count_together() -> None:
+    flat = [{"type": "function", **tool(number, "^a{900}$")["function"]} for number in range(3)]
+    body = {"model": "m", "input": "hi", "tool_choice": "required"}
+    assert check({**body, "tools": flat[:2]})["tools"] == flat[:2]
+    with pytest.raises(BadRequest, match="together") as caught:
+        check({**body, "tools": flat})
+    assert caught.value.param == "tools"
+
+
 @pytest.mark.parametrize(
     "grammar",
     ["root ::= " + "(" * 33 + "a" + ")" * 33, "root ::= ((a{300}){300}){300}", "x" * (64 * 1024 + 1)],
