@@ -151,12 +151,6 @@ def note_outcome(outcome: str) -> None:
         call.outcome = outcome
 
 
-def note_first_token(seconds: float) -> None:
-    """The first token of a stream came, this long after the request."""
-    if (call := current()) is not None:
-        call.first_token = seconds
-
-
 def note_usage(prompt: int | None, completion: int | None, *, stream: bool) -> None:
     """Tokens as the engine counted them, or as they were relayed; None is not known."""
     if (call := current()) is not None:

@@ -12,7 +12,7 @@ from serve.errors import EngineFailed, EngineUnavailable
 from serve.gateway.asgi import Push, Send, send_json
 from serve.gateway.auth import ANYBODY, Caller
 from serve.gateway.books import Tally
-from serve.gateway.call import note_first_token, note_usage
+from serve.gateway.call import current, note_usage
 from serve.gateway.endpoints import CHAT, RESPONSES, Endpoint
 from serve.gateway.failures import Failure, engine_event_failure, engine_words
 from serve.gateway.limits import Turn
@@ -81,6 +81,7 @@ class Relay:
         self._exchange = exchange
         self._send = send
         self._push = push
+        self._call = current()  # events that are passed on at once come outside of the request's task
         kind = ResponsesFilter if exchange.endpoint is RESPONSES else EventFilter
         self._events = kind(exchange.route, keep_usage=exchange.keep_usage)
         self._left = b""
@@ -208,7 +209,8 @@ class Relay:
         meters = self._exchange.route.meters
         if not self._last_token:
             meters.first_token.observe(now - self._exchange.started)
-            note_first_token(now - self._exchange.started)
+            if self._call is not None:
+                self._call.first_token = now - self._exchange.started
             gap, count = 0.0, count - 1
         else:
             gap = (now - self._last_token) / count

@@ -48,7 +48,7 @@ async def test_who_was_routed_before_is_answered_and_nobody_else_is_routed_there
     bench.set_state(version, "draining")
     await bench.follow()
     assert (await bench.post({"model": "support@v1", "messages": MESSAGES}))[0] == 503
-    assert engaged(bench) == [version.engine_name, after.engine_name]
+    await until(lambda: engaged(bench) == [version.engine_name, after.engine_name])
     answers = [await task for task in tasks]
     assert [(status, answer.get("model")) for status, answer, _ in answers] == [(200, "support@v1")] * 4
     assert (await ask(bench))[1]["model"] == "support@v2"
