@@ -21,14 +21,14 @@ from train.tiny_base.tokenizer import CONTEXT
 LAYERS, WIDTH, FEED_FORWARD, HEADS, KEY_VALUE_HEADS, HEAD_WIDTH = 6, 256, 512, 4, 2, 64
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen3ForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, layers: int = LAYERS) -> Qwen3ForCausalLM:
     """A Qwen3 model with random float32 weights: about 5 M parameters, embeddings tied, grouped-query attention."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=FEED_FORWARD,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KEY_VALUE_HEADS,
         head_dim=HEAD_WIDTH,
