@@ -14,7 +14,7 @@ from serve.engine.limits import EngineLimits
 from serve.engine.spec import RANKS
 from serve.engine.state import FIRST, EngineState, record_file
 from serve.errors import Unavailable
-from serve.net import listen
+from serve.net import free_port
 from serve.records import read_json, write_json
 from serve.registry import Registry, Version
 from serve.registry.base import BaseIdentity
@@ -83,20 +83,13 @@ def tell_engine(
     write_json(record_file(home / "run", FIRST), state.but(state="ready").to_json())
 
 
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with listen("127.0.0.1", 0) as sock:
-        port: int = sock.getsockname()[1]
-    return port
-
-
 @contextlib.contextmanager
 def gateway(home: Path, *, cores: set[int] | None = None) -> "Iterator[tuple[subprocess.Popen[bytes], str]]":
     """A gateway process of the home, which listens, and its URL; raises Unavailable with its log's end."""
     log, record = home / "gateway.log", home / "run" / "gateway.json"
     record.unlink(missing_ok=True)  # of one that was killed
     command = [sys.executable, "-m", "serve.gateway", "--home", str(home)]
-    command += ["--host", "127.0.0.1", "--port", str(free_port())]
+    command += ["--host", "127.0.0.1", "--port", str(free_port("127.0.0.1"))]
     with child(command, log, cores=cores) as process:
         deadline = time.monotonic() + START_SECONDS
         while not record.exists():

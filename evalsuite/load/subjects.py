@@ -16,6 +16,7 @@ from pathlib import Path
 
 from evalsuite.load import house
 from evalsuite.load.machine import child
+from serve.net import free_port
 
 KEY = "sk-bench-2f6c8d0a"
 START_SECONDS = 180.0
@@ -56,7 +57,7 @@ def litellm(executable: Path) -> Start:
     @contextlib.contextmanager
     def start(upstream: str, folder: Path, cores: set[int]) -> Iterator[Running]:
         folder.mkdir(parents=True, exist_ok=True)
-        port = house.free_port()
+        port = free_port("127.0.0.1")
         engine = {"model": f"openai/{house.ADAPTER}", "api_base": f"{upstream}/v1", "api_key": "none"}
         config = {  # YAML, of which JSON is a part
             "model_list": [{"model_name": house.ADAPTER, "litellm_params": engine}],
@@ -94,10 +95,10 @@ def vllm_router(executable: Path) -> Start:
     @contextlib.contextmanager
     def start(upstream: str, folder: Path, cores: set[int]) -> Iterator[Running]:
         folder.mkdir(parents=True, exist_ok=True)
-        port = house.free_port()
+        port = free_port("127.0.0.1")
         command = [str(executable), "--worker-urls", upstream, "--host", "127.0.0.1", "--port", str(port)]
         command += ["--policy", "round_robin", "--api-key", KEY, "--log-level", "error"]
-        command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(house.free_port())]
+        command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port("127.0.0.1"))]
         log = folder / "vllm-router.log"
         with child(command, log, cores=cores) as process:
             yield Running(

@@ -136,6 +136,9 @@ alias_targets = Table(
     CheckConstraint("weight >= 0", name="ck_alias_targets_weight"),
     Index("ix_alias_targets_version_id", "version_id"),
 )
+targets_hold = (alias_targets.c.alias == aliases.c.name) & (
+    alias_targets.c.changed_at == aliases.c.changed_at
+)
 
 # What code before the leases asks for. A row that is ``leased`` only tells such code of a lease.
 wants = Table(

@@ -12,7 +12,7 @@ from serve.errors import VersionInUse, VersionNotFound
 from serve.names import VersionRef, parse_version
 from serve.registry.database import bump
 from serve.registry.records import LOAD_STATES, AdapterFacts, Lineage, LoadState, Version
-from serve.registry.schema import alias_targets, aliases, load_states, names, versions
+from serve.registry.schema import alias_targets, aliases, load_states, names, targets_hold, versions
 from serve.registry.store import Store
 from serve.registry.ways_back import ways_back
 
@@ -99,9 +99,8 @@ def all_rows(connection: Connection, name: str | None) -> Sequence[Row[Any]]:
 def remove(connection: Connection, ref: VersionRef) -> str:
     """Delete a version that no alias needs and return its digest; raises VersionNotFound, VersionInUse."""
     row = find(connection, ref)
-    current = (alias_targets.c.alias == aliases.c.name) & (alias_targets.c.changed_at == aliases.c.changed_at)
     shared_with = (
-        select(alias_targets.c.alias).join(aliases, current).where(alias_targets.c.version_id == row.id)
+        select(alias_targets.c.alias).join(aliases, targets_hold).where(alias_targets.c.version_id == row.id)
     )
     means = (aliases.c.version_id == row.id) | aliases.c.name.in_(shared_with)
     users = connection.execute(

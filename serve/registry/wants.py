@@ -29,7 +29,7 @@ from serve.errors import InputError
 from serve.names import VersionRef
 from serve.registry import versions as version_rows
 from serve.registry.database import bump, clock
-from serve.registry.schema import alias_targets, aliases, leases, versions, wants
+from serve.registry.schema import alias_targets, aliases, leases, targets_hold, versions, wants
 from serve.registry.ways_back import ways_back
 
 LONGEST_HOLDER = 128
@@ -116,11 +116,10 @@ def holders(connection: Connection) -> list[tuple[int, str]]:
 
 def meant_ids() -> Select[tuple[int]]:
     """The ids of versions that an alias means, or meant before; of split ones, see :mod:`ways_back`, too."""
-    current = (alias_targets.c.alias == aliases.c.name) & (alias_targets.c.changed_at == aliases.c.changed_at)
     ids = union(
         select(aliases.c.version_id),
         select(aliases.c.previous_id).where(aliases.c.previous_id.is_not(None)),
-        select(alias_targets.c.version_id).join(aliases, current),
+        select(alias_targets.c.version_id).join(aliases, targets_hold),
     ).subquery()
     return select(ids.c.version_id)
 

@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, select
 
 from serve.names import VersionRef, parse_version
-from serve.registry.schema import alias_changes, alias_targets, aliases, versions
+from serve.registry.schema import alias_changes, alias_targets, aliases, targets_hold, versions
 
 
 def ways_back(connection: Connection) -> dict[str, VersionRef]:
@@ -17,8 +17,7 @@ def ways_back(connection: Connection) -> dict[str, VersionRef]:
         )
     )
     found = {name: VersionRef(*ref) for name, *ref in before}
-    current = (alias_targets.c.alias == aliases.c.name) & (alias_targets.c.changed_at == aliases.c.changed_at)
-    split = connection.scalars(select(aliases.c.name).join(alias_targets, current).distinct()).all()
+    split = connection.scalars(select(aliases.c.name).join(alias_targets, targets_hold).distinct()).all()
     for name in split:
         found.pop(name, None)
         alone = _last_alone(connection, name)

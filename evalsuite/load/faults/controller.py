@@ -10,13 +10,13 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-from evalsuite.load import house
 from evalsuite.load.connection import Answer, request_to
 from evalsuite.load.faults.found import Found
 from evalsuite.load.faults.witness import question, until
 from evalsuite.load.machine import child
 from evalsuite.load.traffic import OpenLoop, until_answered
 from evalsuite.load.verdict import Goal, Spread
+from serve.net import free_port
 from serve.records import ProcessIdentity, read_json
 from serve.registry import Registry
 from serve.registry.base import BUILTIN, identify_base
@@ -31,7 +31,7 @@ class Stack:
     """A stack that ``tenon up`` brought up, attached to a fake engine."""
 
     def __init__(self, home: Path, engine_url: str) -> None:
-        self.home, self.port = home, house.free_port()
+        self.home, self.port = home, free_port("127.0.0.1")
         self.url = f"http://127.0.0.1:{self.port}"
         self._environ = {key: value for key, value in os.environ.items() if not key.startswith("TENON_")}
         self._environ |= {
@@ -63,7 +63,7 @@ def good(answer: Answer) -> bool:
 async def run(options: argparse.Namespace) -> Found:
     """``--kills`` kills while ``--rate`` requests per second run, every second one streamed."""
     base = identify_base(BUILTIN)
-    port = house.free_port()
+    port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "serve.engine.fake", "--port", str(port), "--model", str(base.path)]
     command += ["--served-model-name", base.name, "--seconds-per-token", str(TOKEN_SECONDS)]
     with ExitStack() as stuff:
