@@ -60,7 +60,8 @@ def run_training(
     plan = make_plan(recipe, prepared, base)
     key = runs.run_key(recipe, prepared.fingerprint, base.digest)
     with _hold(runs_dir, recipe.name, key) as (run, lock):
-        _prepare(run, recipe, prepared, base, plan)
+        run.update(status="running", launcher=runs.this_process(), resumable=True)
+        write_job(run, recipe, prepared, base, plan)
         try:
             with _worker(run, lock) as process:
                 last = _follow(process, on_event)
@@ -94,9 +95,8 @@ def _hold(runs_dir: Path, name: str, key: str) -> Iterator[tuple[Run, int]]:
         yield run, lock
 
 
-def _prepare(run: Run, recipe: Recipe, prepared: Prepared, base: BaseIdentity, plan: Plan) -> None:
-    """Write what the worker needs to know and that this process works on the run."""
-    run.update(status="running", launcher=runs.this_process(), resumable=True)
+def write_job(run: Run, recipe: Recipe, prepared: Prepared, base: BaseIdentity, plan: Plan) -> dict[str, Any]:
+    """Write what the worker needs to know into the run's folder, and return it."""
     job = {
         "recipe": recipe.model_dump(mode="json"),
         "data": str(prepared.folder.absolute()),
@@ -110,6 +110,7 @@ def _prepare(run: Run, recipe: Recipe, prepared: Prepared, base: BaseIdentity, p
         "plan": asdict(plan),
     }
     runs.write_text(run.job, json.dumps(job, indent=2) + "\n")
+    return job
 
 
 def _reference(recipe: Recipe, base: BaseIdentity) -> str:

@@ -21,13 +21,12 @@ from train.methods.checkpoints import Progress, clear_partial, export, read_prog
 from train.methods.head import add_compact_head
 from train.methods.tokens import TokenRows, stop_tokens, tokenize
 from train.methods.trainer import AdapterTrainer
+from train.methods.tree_attention import PRODUCTS_UP_TO, share_starts
 from train.plan import eval_every, total_steps
 from train.recipe import Recipe
 from train.runs import Run
 
-# torch's own attention for bf16 on a CPU is several times slower than plain matrix products on short rows, and
-# plain products take memory with the square of the length.
-EAGER_UP_TO = 512
+PROBED = 4
 
 
 def train(run: Run, job: Mapping[str, Any], emit: Emit, interruption: Interruption) -> None:
@@ -68,10 +67,10 @@ def _train(
     emit: Emit,
     interruption: Interruption,
 ) -> None:
-    folder, plan = Path(job["base"]["path"]), job["plan"]
+    folder = Path(job["base"]["path"])
     emit(TrainEvent(event="phase", message="reading rows"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    splits = _splits(Path(job["data"]), tokenizer, folder, plan["max_length"], emit)
+    splits = read_splits(Path(job["data"]), tokenizer, folder, job["plan"]["max_length"], emit)
     emit(TrainEvent(event="phase", message="loading the base"))
     metrics = MetricsFile(run.metrics, resumed_from or 0)
 
@@ -79,7 +78,7 @@ def _train(
         metrics.write(event)
         emit(event)
 
-    trainer = _trainer(run, recipe, plan, folder, tokenizer, splits, progress, interruption)
+    trainer = make_trainer(run, job, tokenizer, splits, progress, interruption)
     steps = total_steps(recipe, len(trainer.train_dataset))
     schedule = Schedule(
         run,
@@ -100,7 +99,7 @@ def _train(
     )
 
 
-def _splits(
+def read_splits(
     data: Path, tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, emit: Emit
 ) -> dict[str, TokenRows]:
     """Tokenised training rows, and validation rows where there are some; reports rows that are too long."""
@@ -130,16 +129,18 @@ def _splits(
     return splits
 
 
-def _trainer(
+def make_trainer(
     run: Run,
-    recipe: Recipe,
-    plan: Mapping[str, Any],
-    folder: Path,
+    job: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     splits: Mapping[str, TokenRows],
     progress: Progress,
     interruption: Interruption,
+    *,
+    share: bool = True,
 ) -> AdapterTrainer:
+    """The trainer of a job on its base; ``share`` lets it compute common starts of rows once where it can."""
+    recipe, plan = Recipe.model_validate(job["recipe"]), job["plan"]
     bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and has_bf16())
     longest = max(rows.longest for rows in splits.values())
     lora = LoraConfig(
@@ -155,7 +156,7 @@ def _trainer(
         run,
         progress,
         interruption,
-        model=_model(folder, bf16, longest),
+        model=_model(Path(job["base"]["path"]), bf16, longest),
         args=_arguments(run, recipe, plan, bf16),
         train_dataset=_dataset(splits["train"]),
         eval_dataset=_dataset(splits["validation"]) if "validation" in splits else None,
@@ -165,6 +166,10 @@ def _trainer(
     trainer.remove_callback(transformers.PrinterCallback)
     if not torch.cuda.is_available():
         add_compact_head(trainer.model.get_base_model())
+    if share and not torch.cuda.is_available():
+        trainer.data_collator = share_starts(
+            trainer.model, trainer.data_collator, splits["train"].longest_rows(PROBED)
+        )
     return trainer
 
 
@@ -201,7 +206,7 @@ def _arguments(run: Run, recipe: Recipe, plan: Mapping[str, Any], bf16: bool) ->
 
 
 def _model(folder: Path, bf16: bool, longest: int) -> Any:
-    eager = bf16 and not torch.cuda.is_available() and longest <= EAGER_UP_TO
+    eager = bf16 and not torch.cuda.is_available() and longest <= PRODUCTS_UP_TO
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,

@@ -30,6 +30,11 @@ class TokenRows:
         """Tokens of the longest row, 0 without rows."""
         return max(map(len, self.ids), default=0)
 
+    def longest_rows(self, number: int) -> list[dict[str, list[int]]]:
+        """The ``number`` longest rows, as ``input_ids`` and ``labels``."""
+        order = sorted(range(len(self.ids)), key=lambda row: len(self.ids[row]))
+        return [{"input_ids": self.ids[row], "labels": self.labels[row]} for row in order[-number:]]
+
 
 def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Row number from 1 and row of each line of a prepared split."""
