@@ -21,7 +21,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 option = $(if $(value $(1)),--$(2) $(call quoted,$(1)))
 STACK = $(call option,MODEL,model) $(call option,PORT,port)
 
-.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead bench-training clean
+.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead bench-hangups bench-training clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ bench-adapters: setup ## Measure the base, one adapter and mixes on the device t
 
 bench-overhead: setup ## Measure what the gateway leaves of the engine's throughput (ARGS="--shape smollm2-135m")
 	@$(BIN)/python -m evalsuite.load.overhead $(ARGS)
+
+bench-hangups: setup ## Let clients hang up on a real engine, and see how soon it is rid of their requests
+	@$(BIN)/python -m evalsuite.load.hangups $(ARGS)
 
 bench-training: setup ## Measure training on a CPU, rows padded beside rows that share their starts
 	@$(BIN)/python -m train.methods.bench $(ARGS)

@@ -24,7 +24,8 @@ START_TIMEOUT = 600.0
 ANSWER_SECONDS = 60.0
 SENTENCE = "Where is my parcel? I ordered a kettle last week and it has not come yet. "
 TOKENS, RUNNING = "vllm:generation_tokens_total", "vllm:num_requests_running"
-"""Counters of vLLM: tokens that it has generated, and requests that it computes now."""
+WAITING = "vllm:num_requests_waiting"
+"""Counters of vLLM: tokens that it has generated, requests that it computes now, and those that wait for it."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, max_rank: int = 64) -> None:
@@ -90,10 +91,15 @@ async def engine(spec: EngineSpec, log: Path, timeout: float = START_TIMEOUT) ->
 @contextlib.contextmanager
 def gateway(home: Path, spec: EngineSpec, base: BaseIdentity, engine_url: str) -> Iterator[str]:
     """A gateway process of a home whose adapters (:func:`house.deploy`) the engine holds; its URL."""
-    longest = spec.max_model_len or base.max_length
-    house.tell_engine(home, engine_url, base_name=spec.base_name, max_model_len=longest, limits=spec.limits)
+    introduce(home, spec, base, engine_url)
     with house.gateway(home) as (_, url):
         yield url
+
+
+def introduce(home: Path, spec: EngineSpec, base: BaseIdentity, engine_url: str) -> None:
+    """Tell a home of the engine that its gateway shall use."""
+    longest = spec.max_model_len or base.max_length
+    house.tell_engine(home, engine_url, base_name=spec.base_name, max_model_len=longest, limits=spec.limits)
 
 
 async def wait_for(url: str, models: Sequence[str], key: str | None = None) -> None:

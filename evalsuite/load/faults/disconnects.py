@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -53,9 +53,8 @@ class Leavers:
                 [client.first_event() for client in clients] if stream else [asyncio.sleep(2 * TOKEN_SECONDS)]
             )
             await asyncio.gather(*waits)
-        left = dict(
-            zip(numbers, await asyncio.gather(*(self._leave(client) for client in clients)), strict=True)
-        )
+        moments = await asyncio.gather(*(hang_up(client, self.drawn) for client in clients))
+        left = dict(zip(numbers, moments, strict=True))
         await until(lambda: all(number in self.engine.gone for number in numbers), GONE_SECONDS)
         return [self.engine.gone.get(number, float("inf")) - left[number] for number in numbers]
 
@@ -65,18 +64,24 @@ class Leavers:
         client.ask(request_to(self.url, body, key=self.key))
         return client
 
-    async def _leave(self, client: Connection) -> float:
-        await asyncio.sleep(self.drawn.uniform(0.0, 0.1))
-        left = time.perf_counter()
-        client.hang_up(hard=self.drawn.random() < 0.5)
-        return left
+
+async def hang_up(client: Connection, drawn: random.Random) -> float:
+    """Leave at some moment of the next tenth of a second, by a close or a reset; when that was."""
+    await asyncio.sleep(drawn.uniform(0.0, 0.1))
+    left = time.perf_counter()
+    client.hang_up(hard=drawn.random() < 0.5)
+    return left
 
 
 def holdings(pid: int, engine_port: int) -> tuple[int, int]:
-    """Open files of the gateway, and its connections to the engine."""
+    """Open files of the gateway, without the registry's, and its connections to the engine.
+
+    The registry's pool opens its second connection whenever two threads happen to need one.
+    """
     process = psutil.Process(pid)
+    registry = sum(Path(file.path).name.startswith("registry.db") for file in process.open_files())
     connections = process.net_connections(kind="tcp")
-    return process.num_fds(), sum(
+    return process.num_fds() - registry, sum(
         bool(connection.raddr) and connection.raddr.port == engine_port for connection in connections
     )
 
@@ -100,7 +105,13 @@ async def run(options: argparse.Namespace) -> Found:
     return verdict(times, before, after, running)
 
 
-async def leave(leavers: Leavers, requests: int) -> dict[tuple[str, bool], list[float]]:
+class Waves(Protocol):
+    """Whatever lets clients come and leave."""
+
+    async def wave(self, where: str, stream: bool, count: int) -> list[float]: ...  # noqa: D102
+
+
+async def leave(leavers: Waves, requests: int) -> dict[tuple[str, bool], list[float]]:
     """The times of ``requests`` clients by kind."""
     times: dict[tuple[str, bool], list[float]] = {kind: [] for kind in KINDS}
     for kind, found in times.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evalsuite.load import overhead, slots_engine
+from evalsuite.load import hangups, overhead, slots_engine
 from evalsuite.load.connection import Connection, TimedConnection, request_to
 from evalsuite.load.replay import Call, Plan, Seen, pace, replay, summarise
 from evalsuite.load.upstream import Upstream
@@ -147,3 +147,10 @@ async def test_gateway_is_compared_with_its_engine(fake_command: str) -> None:
     assert [row["failed"] for row in found.rows] == [0, 0]
     assert all(row["tokens/s"] > 0 for row in found.rows)
     assert found.goals[1].met
+
+
+async def test_clients_hang_up_on_an_engine_that_is_read_by_its_metrics(fake_command: str) -> None:
+    words = ["--requests", "16", "--tokens", "200", "--sentences", "2"]
+    found = await hangups.measure(options_of(hangups.parser(), fake_command, *words))
+    assert [row["clients"] for row in found.rows] == [4, 4, 4, 4, 16]
+    assert all(goal.met for goal in found.goals), found
