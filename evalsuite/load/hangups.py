@@ -101,7 +101,9 @@ async def measure(options: argparse.Namespace) -> Found:
                 times = await disconnects.leave(leavers, options.requests)
                 after = await disconnects.rest(process.pid, port, before)
                 found = disconnects.verdict(times, before, after, await leavers.requests())
-    return Found(found.title, found.rows, found.goals, {**found.more, "answered_in_prefill": leavers.answered})
+    return Found(
+        found.title, found.rows, found.goals, {**found.more, "answered_in_prefill": leavers.answered}
+    )
 
 
 def parser() -> argparse.ArgumentParser:

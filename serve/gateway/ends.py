@@ -95,6 +95,17 @@ class Outgoing:
         if held and not self._transport.is_closing():
             self._transport.write(held)
 
+    def let_go(self) -> None:
+        """The answer is complete: what refers to itself in a circle would wait for the collector of cycles.
+
+        A thousand requests per second kept it busy for ten milliseconds at a time, in which every request waits.
+        """
+        self.flush()
+        cycle = self._cycle
+        cycle.transport = self._transport
+        cycle.__dict__.pop("receive", None)
+        cycle.scope.pop("extensions", None)
+
     def is_closing(self) -> bool:
         """As of the connection."""
         return self._transport.is_closing()

@@ -37,6 +37,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
         self._incoming: Incoming | None = None
+        self._outgoing: Outgoing | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; the first head must come soon."""
@@ -79,9 +80,16 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.cycle is not before and (before is None or before.response_complete):
             self._incoming = Incoming(self.cycle)
             self.cycle.receive = self._incoming  # type: ignore[method-assign, assignment]
-            outgoing = Outgoing(self.transport, self.cycle)
-            self.cycle.transport = outgoing  # type: ignore[assignment]
-            self.scope["extensions"] = {PUSH: outgoing.push}  # type: ignore[dict-item]
+            self._outgoing = Outgoing(self.transport, self.cycle)
+            self.cycle.transport = self._outgoing  # type: ignore[assignment]
+            self.scope["extensions"] = {PUSH: self._outgoing.push}  # type: ignore[dict-item]
+
+    def on_response_complete(self) -> None:
+        """An answer is complete."""
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            outgoing.let_go()
+        super().on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body, or drop it when the request has been answered already."""

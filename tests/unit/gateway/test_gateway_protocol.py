@@ -1,6 +1,7 @@
 """How answers are written, and how a hang-up is heard, on real connections."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 import uvicorn
 from gateway_harness import until
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from serve.gateway.asgi import ClientGone, HangUp, Message, Receive, Scope, Send, push_of, read_body
+from serve.gateway.ends import Incoming, Outgoing
 from serve.gateway.protocol import GuardedProtocol
 from serve.net import listen
 
@@ -221,3 +224,36 @@ async def test_a_body_of_a_known_length_is_not_pushed() -> None:
     async with serving(app) as (reader, writer):
         writer.write(GET)
         assert (await reader.readuntil(b"body")).count(b"body") == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_answered_request_leaves_nothing_for_the_collector_of_cycles(streamed: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if not streamed:
+            await send(HEAD)
+            await send(BODY)
+            return
+        push = push_of(scope)
+        assert push is not None
+        await send({**HEAD, "headers": []})
+        await send({**BODY, "more_body": True})
+        assert push(b"more")
+        await send({**BODY, "body": b""})
+
+    def alive() -> int:
+        return sum(
+            isinstance(thing, RequestResponseCycle | Incoming | Outgoing) for thing in gc.get_objects()
+        )
+
+    async with serving(app) as (reader, writer):
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                writer.write(GET)
+                await reader.readuntil(b"0\r\n\r\n" if streamed else b"\r\n\r\nbody")
+            await asyncio.sleep(0.05)
+            assert alive() <= 3  # the last request's, which the connection remembers
+        finally:
+            gc.enable()
