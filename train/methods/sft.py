@@ -26,7 +26,8 @@ from train.plan import eval_every, total_steps
 from train.recipe import Recipe
 from train.runs import Run
 
-PROBED = 4
+PROBED = 3
+"""Rows of each split that are asked before it is decided how batches are laid out."""
 
 
 def train(run: Run, job: Mapping[str, Any], emit: Emit, interruption: Interruption) -> None:
@@ -167,9 +168,8 @@ def make_trainer(
     if not torch.cuda.is_available():
         add_compact_head(trainer.model.get_base_model())
     if share and not torch.cuda.is_available():
-        trainer.data_collator = share_starts(
-            trainer.model, trainer.data_collator, splits["train"].longest_rows(PROBED)
-        )
+        longest_rows = [row for rows in splits.values() for row in rows.longest_rows(PROBED)]
+        trainer.data_collator = share_starts(trainer.model, trainer.data_collator, longest_rows)
     return trainer
 
 

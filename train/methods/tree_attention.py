@@ -57,8 +57,8 @@ def attention(
         )
     else:
         found = _products(q, k, v, tree["mask"], scale, dropout)
-    flat = found.transpose(1, 2).reshape(-1, heads * width)
-    return functional.embedding(tree["origin"], flat).view(1, -1, heads, width), None
+    flat = found.transpose(1, 2).flatten(0, 1).flatten(1)
+    return functional.embedding(tree["origin"], flat).view(1, -1, heads, found.shape[3]), None
 
 
 def _take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ def _products(
     scores = scores.view(pieces, heads, asking, seen).masked_fill(~mask, torch.finfo(q.dtype).min)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
     weights = functional.dropout(weights, dropout).view(pieces, groups, -1, seen)
-    return torch.matmul(weights, v).view(pieces, heads, asking, width)
+    return torch.matmul(weights, v).view(pieces, heads, asking, v.shape[3])
 
 
 def share_starts(model: Any, padded: Collator, examples: Sequence[Mapping[str, Any]]) -> Collator:

@@ -14,7 +14,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from train.methods import bench
+from train.methods import bench, head
 from train.methods.head import add_compact_head
 from train.methods.shared_starts import Row, SharedStarts, grow
 from train.methods.tokens import IGNORED
@@ -86,6 +86,17 @@ def test_loss_and_gradient_are_those_of_padded_rows(config: PreTrainedConfig, ro
     collate = share_starts(model, PADDED, rows)
     assert isinstance(collate, SharedStarts)
     assert model.get_base_model().config._attn_implementation == NAME
+    loss, gradient = loss_and_gradient(model, collate(rows))
+    assert loss == pytest.approx(wanted[0], rel=1e-5)
+    assert torch.allclose(gradient, wanted[1], rtol=1e-3, atol=1e-5)
+
+
+def test_so_are_they_under_the_head_for_many_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "MOST_LOGITS", 0)
+    model, rows = peft_model(CONFIGS["qwen3"]), ROWS["two instructions"]
+    wanted = loss_and_gradient(model, PADDED(rows))
+    collate = share_starts(model, PADDED, rows)
+    assert isinstance(collate, SharedStarts)
     loss, gradient = loss_and_gradient(model, collate(rows))
     assert loss == pytest.approx(wanted[0], rel=1e-5)
     assert torch.allclose(gradient, wanted[1], rtol=1e-3, atol=1e-5)
