@@ -14,6 +14,7 @@ from deploy.cli_stack import Json, Model, registry_of, settings_of
 from deploy.console import console, note, print_json, state_text, step
 from deploy.fleet import engine_args
 from deploy.weights import shares_of
+from serve.engine.state import forget_answers
 from serve.names import check_name, parse_version
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import identify_base
@@ -192,6 +193,8 @@ def collect(
     """Remove what nothing needs: versions that no alias, rollback, command or engine uses, and stray files."""
     with registry_of(context) as registry:
         found = registry.collect(keep=keep, rollbacks=rollbacks, dry_run=dry_run)
+    if not dry_run:
+        forget_answers(settings_of(context).state, found.files)
     removed = [str(version.ref) for version in found.versions]
     if as_json:
         kept = {str(ref): reason for ref, reason in found.kept.items()}

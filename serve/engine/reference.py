@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from serve.engine.probe import PROMPTS, Answers
+from serve.engine.state import DIGITS
 from serve.errors import StorageError
 from serve.records import read_json, write_json
 
 log = logging.getLogger(__name__)
-
-DIGITS = 16
-"""Of digests, in names of files and folders."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ it, ``run/engine.access``, that only its owner may read and that nothing shows.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from serve.registry.serving import Serving
 
 FIRST = "engine"
 """The name of the engine whose record is ``run/engine.json``."""
+DIGITS = 16
+"""Of digests, in names of files and folders below ``run/answers/``."""
 
 
 def record_file(folder: Path, engine: str) -> Path:
@@ -35,6 +37,14 @@ def used_file(folder: Path) -> Path:
 def answers_folder(folder: Path) -> Path:
     """Where in ``run/`` is what adapters answered when they were proven; see :mod:`serve.engine.reference`."""
     return folder / "answers"
+
+
+def forget_answers(folder: Path, digests: Iterable[str]) -> None:
+    """Remove from ``run/`` what adapters answered whose files are gone, as well as the disk allows."""
+    for digest in digests:
+        for path in answers_folder(folder).glob(f"*/{digest[:DIGITS]}-*.json"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def record_files(folder: Path) -> dict[str, Path]:

@@ -10,7 +10,10 @@ from support.postgres import Cluster
 
 from deploy.cli_usage import month_of
 from evalsuite.load.adapters import write_adapter
-from serve.registry import Registry, UsageDelta, hash_of
+from serve.config import Settings
+from serve.engine.reference import References
+from serve.engine.state import answers_folder
+from serve.registry import Registry, UsageDelta, Version, hash_of
 from serve.registry.base import identify_base
 from serve.registry.usage import today
 
@@ -95,21 +98,33 @@ def test_months() -> None:
     assert month_of(None)[0] <= today() < month_of(None)[1]
 
 
+def _answers_of(home: Path, version: Version) -> Path:
+    """What an adapter answered when it was proven, as an engine would have written it down."""
+    folder = answers_folder(Settings.read(home=home).state)
+    path = References(folder).path(version.base_digest, version.digest, "/v1/completions")
+    assert path is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    return path
+
+
 def test_collecting_garbage(home: Path, tmp_path: Path) -> None:
     base = identify_base("tenon-tiny")
     with Registry.open(home) as registry:
-        for seed in range(3):
-            folder = write_adapter(tmp_path / str(seed), base, seed=seed)
-            version = registry.register(folder, "support", base, max_rank=64)
-        registry.set_alias("support", version.ref)
+        folders = [write_adapter(tmp_path / str(seed), base, seed=seed) for seed in range(3)]
+        versions = [registry.register(folder, "support", base, max_rank=64) for folder in folders]
+        registry.set_alias("support", versions[-1].ref)
         with registry._database.write() as connection:
             connection.exec_driver_sql("UPDATE versions SET created_at = '2020-01-01 00:00:00.000000'")
+    answers = {version.ref.number: _answers_of(home, version) for version in versions}
     told = tenon(home, "adapters", "gc", "--keep", "1", "--dry-run")
     assert "Would remove 2 of 3 versions" in told.stdout
+    assert all(path.exists() for path in answers.values())
     done = json.loads(tenon(home, "adapters", "gc", "--keep", "1", "--json").stdout)
     assert done["versions"] == ["support@v1", "support@v2"]
     assert done["kept"] == {"support@v3": "the alias support means it"}
     assert done["bytes"] == sum(done["files"].values()) > 0
+    assert {number: path.exists() for number, path in answers.items()} == {1: False, 2: False, 3: True}
     again = tenon(home, "adapters", "gc", "--keep", "1")
     assert "Removed 0 of 1 versions: 0 bytes" in again.stdout
 
