@@ -98,15 +98,11 @@ def share_starts(model: Any, padded: Collator, examples: Sequence[Mapping[str, A
         base.set_attn_implementation(NAME)
         difference = float((_scores(model, shared(examples)) - wanted).abs().mean())
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        log.info("rows are padded: %s", error)
+        log.warning("rows are padded: %s", error)
     else:
         if difference <= ROUNDING[base.dtype]:
             return shared
-        log.info(
-            "rows are padded: %s differs by %.3g when they share their starts",
-            type(base).__name__,
-            difference,
-        )
+        log.warning("rows are padded: %s answers otherwise by %.3g", type(base).__name__, difference)
     hook.remove()
     base.set_attn_implementation(implementation)
     return padded

@@ -124,11 +124,12 @@ def test_bfloat16_differs_by_rounding() -> None:
     assert torch.nn.functional.cosine_similarity(gradient.float(), wanted[1].float(), dim=0) > 0.99
 
 
-def test_a_base_that_does_not_see_its_whole_row_keeps_padding() -> None:
+def test_a_base_that_does_not_see_its_whole_row_keeps_padding(caplog: pytest.LogCaptureFixture) -> None:
     rows = [row(range(1, 30), [n, 2]) for n in (5, 6)]
     model = peft_model(MistralConfig(**SHAPE, sliding_window=4))
     wanted = loss_and_gradient(model, PADDED(rows))
     assert share_starts(model, PADDED, rows) is PADDED
+    assert "rows are padded: MistralForCausalLM" in caplog.text
     assert model.get_base_model().config._attn_implementation == "sdpa"
     assert loss_and_gradient(model, PADDED(rows))[0] == wanted[0]
 
