@@ -150,7 +150,8 @@ async def test_gateway_is_compared_with_its_engine(fake_command: str) -> None:
 
 
 async def test_clients_hang_up_on_an_engine_that_is_read_by_its_metrics(fake_command: str) -> None:
-    words = ["--requests", "16", "--tokens", "200", "--sentences", "2"]
-    found = await hangups.measure(options_of(hangups.parser(), fake_command, *words))
+    words = ["--requests", "16", "--tokens", "500", "--sentences", "2"]
+    slow = f"{fake_command} --seconds-per-token 0.02"  # or answers end before the wave is complete
+    found = await hangups.measure(options_of(hangups.parser(), slow, *words))
     assert [row["clients"] for row in found.rows] == [4, 4, 4, 4, 16]
     assert all(goal.met for goal in found.goals), found
