@@ -23,7 +23,6 @@ from evalsuite.load.faults.found import Found
 from evalsuite.load.lora_cpu import add_base_options, chosen_base
 from evalsuite.load.machine import describe
 from evalsuite.load.verdict import add_json_option, report
-from serve.engine.client import EngineClient
 
 READ_SECONDS = 60.0
 """How long an engine may take until it has all requests of a wave, or has begun to answer them."""
@@ -84,26 +83,21 @@ class Leavers:
 async def measure(options: argparse.Namespace) -> Found:
     """Start engine and gateway, and let clients leave."""
     with tempfile.TemporaryDirectory() as name:
-        folder, home = Path(name), Path(name) / "home"
+        folder = Path(name)
         base = chosen_base(options, folder)
-        made = stand.write_adapters(folder / "made", base, [house.ADAPTER], options.rank)
-        [version], key = house.deploy(home, base, made)
-        spec = stand.engine_spec(options, base)
-        async with stand.engine(spec, folder / "engine.log") as engine:
-            async with EngineClient(engine.url) as client:
-                await client.load(version.engine_name, version.path)
-            stand.introduce(home, spec, base, engine.url)
-            with house.gateway(home) as (process, url):
-                await stand.wait_for(url, [house.ADAPTER], key)
+        async with stand.loaded(options, base, folder) as engine:
+            with house.gateway(engine.home) as (process, url):
+                await stand.wait_for(url, [house.ADAPTER], engine.key)
                 port = int(engine.url.rpartition(":")[2])
-                leavers = Leavers(url, key, house.ADAPTER, engine.url, options.sentences, options.tokens)
+                leavers = Leavers(
+                    url, engine.key, house.ADAPTER, engine.url, options.sentences, options.tokens
+                )
                 before = await disconnects.rest(process.pid, port, None)
                 times = await disconnects.leave(leavers, options.requests)
                 after = await disconnects.rest(process.pid, port, before)
                 found = disconnects.verdict(times, before, after, await leavers.requests())
-    return Found(
-        found.title, found.rows, found.goals, {**found.more, "answered_in_prefill": leavers.answered}
-    )
+    more = {**found.more, "answered_in_prefill": leavers.answered}
+    return Found(found.title, found.rows, found.goals, more)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,7 +19,6 @@ from evalsuite.load.faults.found import Found
 from evalsuite.load.lora_cpu import add_base_options, chosen_base
 from evalsuite.load.machine import describe
 from evalsuite.load.verdict import add_json_option, report
-from serve.engine.client import EngineClient
 
 
 async def measure(options: argparse.Namespace) -> Found:
@@ -27,16 +26,11 @@ async def measure(options: argparse.Namespace) -> Found:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = chosen_base(options, folder)
-        made = stand.write_adapters(folder / "made", base, [house.ADAPTER], options.rank)
-        [version], key = house.deploy(folder / "home", base, made)
-        spec = stand.engine_spec(options, base)
-        async with stand.engine(spec, folder / "engine.log") as engine:
-            async with EngineClient(engine.url) as client:
-                await client.load(version.engine_name, version.path)
-            with stand.gateway(folder / "home", spec, base, engine.url) as url:
-                await stand.wait_for(url, [house.ADAPTER], key)
-                asked = {"gateway": url, "engine": engine.url, "key": key}
-                names = {"model": house.ADAPTER, "engine_model": version.engine_name}
+        async with stand.loaded(options, base, folder) as engine:
+            with house.gateway(engine.home) as (_, url):
+                await stand.wait_for(url, [house.ADAPTER], engine.key)
+                asked = {"gateway": url, "engine": engine.url, "key": engine.key}
+                names = {"model": house.ADAPTER, "engine_model": engine.engine_name}
                 return await direct.run(argparse.Namespace(**{**vars(options), **asked, **names}))
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -15,6 +15,7 @@ from evalsuite.load import house
 from evalsuite.load.adapters import write_adapter
 from evalsuite.load.connection import request_to
 from evalsuite.load.traffic import until_answered
+from serve.engine.client import EngineClient
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
 from serve.errors import EngineUnavailable
@@ -26,6 +27,15 @@ SENTENCE = "Where is my parcel? I ordered a kettle last week and it has not come
 TOKENS, RUNNING = "vllm:generation_tokens_total", "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 """Counters of vLLM: tokens that it has generated, requests that it computes now, and those that wait for it."""
+
+
+class Loaded(NamedTuple):
+    """An engine that holds one adapter: the home whose gateway uses it, its URL, its name for the adapter, a key."""
+
+    home: Path
+    url: str
+    engine_name: str
+    key: str
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, max_rank: int = 64) -> None:
@@ -86,6 +96,20 @@ async def engine(spec: EngineSpec, log: Path, timeout: float = START_TIMEOUT) ->
         yield process
     finally:
         await process.stop()
+
+
+@contextlib.asynccontextmanager
+async def loaded(options: argparse.Namespace, base: BaseIdentity, folder: Path) -> AsyncIterator[Loaded]:
+    """An engine that holds one adapter, deployed in ``folder / "home"``; a gateway of that home knows of it."""
+    home = folder / "home"
+    made = write_adapters(folder / "made", base, [house.ADAPTER], options.rank)
+    [version], key = house.deploy(home, base, made)
+    spec = engine_spec(options, base)
+    async with engine(spec, folder / "engine.log") as process:
+        async with EngineClient(process.url) as client:
+            await client.load(version.engine_name, version.path)
+        introduce(home, spec, base, process.url)
+        yield Loaded(home, process.url, version.engine_name, key)
 
 
 @contextlib.contextmanager

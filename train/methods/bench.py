@@ -40,9 +40,7 @@ def make_trainers(recipe: Recipe, folder: Path) -> dict[str, AdapterTrainer]:
     run = runs.create(folder, recipe.name, "bench")
     job = json.loads(json.dumps(write_job(run, recipe, prepared, base, make_plan(recipe, prepared, base))))
     tokenizer = AutoTokenizer.from_pretrained(base.path)
-    splits = sft.read_splits(
-        Path(job["data"]), tokenizer, base.path, job["plan"]["max_length"], lambda event: None
-    )
+    splits = sft.read_splits(job, tokenizer, lambda event: None)
     return {
         way: sft.make_trainer(run, job, tokenizer, splits, Progress(), Interruption(), share=way == "shared")
         for way in ("padded", "shared")

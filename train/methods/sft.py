@@ -68,10 +68,9 @@ def _train(
     emit: Emit,
     interruption: Interruption,
 ) -> None:
-    folder = Path(job["base"]["path"])
     emit(TrainEvent(event="phase", message="reading rows"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    splits = read_splits(Path(job["data"]), tokenizer, folder, job["plan"]["max_length"], emit)
+    tokenizer = AutoTokenizer.from_pretrained(job["base"]["path"])
+    splits = read_splits(job, tokenizer, emit)
     emit(TrainEvent(event="phase", message="loading the base"))
     metrics = MetricsFile(run.metrics, resumed_from or 0)
 
@@ -101,9 +100,10 @@ def _train(
 
 
 def read_splits(
-    data: Path, tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, emit: Emit
+    job: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, emit: Emit
 ) -> dict[str, TokenRows]:
     """Tokenised training rows, and validation rows where there are some; reports rows that are too long."""
+    data, folder, max_length = Path(job["data"]), Path(job["base"]["path"]), job["plan"]["max_length"]
     stops = stop_tokens(tokenizer, folder)
     splits = {}
     for name in ("train", "validation"):
@@ -167,9 +167,9 @@ def make_trainer(
     trainer.remove_callback(transformers.PrinterCallback)
     if not torch.cuda.is_available():
         add_compact_head(trainer.model.get_base_model())
-    if share and not torch.cuda.is_available():
-        longest_rows = [row for rows in splits.values() for row in rows.longest_rows(PROBED)]
-        trainer.data_collator = share_starts(trainer.model, trainer.data_collator, longest_rows)
+        if share:
+            longest_rows = [row for rows in splits.values() for row in rows.longest_rows(PROBED)]
+            trainer.data_collator = share_starts(trainer.model, trainer.data_collator, longest_rows)
     return trainer
 
 
