@@ -14,6 +14,9 @@ RECIPE ?=
 PORT ?=
 ARGS ?=
 
+# Whoever sets it, as many containers do, has every process compile a thousand modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 TENON := $(BIN)/tenon
 # A variable's value as it was typed, for the shell; and that as an option, where there is one.
@@ -21,7 +24,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 option = $(if $(value $(1)),--$(2) $(call quoted,$(1)))
 STACK = $(call option,MODEL,model) $(call option,PORT,port)
 
-.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead bench-hangups bench-training clean
+.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead bench-hangups bench-training bench-starts clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -81,6 +84,9 @@ bench-hangups: setup ## Let clients hang up on a real engine, and see how soon i
 
 bench-training: setup ## Measure training on a CPU, rows padded beside rows that share their starts
 	@$(BIN)/python -m train.methods.bench $(ARGS)
+
+bench-starts: setup ## Measure how soon an engine is ready, its core in a fresh interpreter beside a forked one
+	@$(BIN)/python -m evalsuite.load.starts $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
 	-@if [ -x $(TENON) ]; then $(TENON) down; fi

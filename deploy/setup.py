@@ -26,6 +26,12 @@ TORCH = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 ROOM_NEEDED = {"cpu": 6, "gpu": 16}  # GiB of a finished .venv, and the unpacking before it
 UNUSED = ("torchvision", "torchaudio", "torchcodec")  # dependencies of vLLM that text models never import
+IMPORTED = (  # by the commands, the gateway, trainings and evaluations; all else that is installed hangs on these
+    "deploy.cli",
+    "deploy.evaluation",
+    "serve.gateway.__main__",
+    "train.methods.sft",
+)
 UNREACHED = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|Max retries|ProxyError|Temporary failure in name resolution"
     r"|Connection refused|Connection reset|SSLError|Network is unreachable|50[0-9] (Server Error|Bad Gateway)",
@@ -326,13 +332,18 @@ def remove_broken():
 
 
 def check_imports():
-    """Raise unless what was installed imports together."""
+    """Raise unless what was installed imports together; keep the bytecode of what every process imports."""
+    environment = dict(os.environ)
+    environment.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # as containers have it: each start would compile all again
     done = subprocess.run(
-        [PYTHON, "-W", "ignore", "-c", "import deploy.cli, transformers, peft, torch"],
+        [PYTHON, "-W", "ignore", "-c", "import " + ", ".join(IMPORTED)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
+        env=environment,
     )
     if done.returncode != 0:
         raise SetupError(

@@ -25,8 +25,8 @@ GIB = 2**30
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM accepts for ``--max-lora-rank``, but for 1: an engine that takes rank 1 alone helps nobody."""
 
-PLUGIN = "tenon_cpu_lora"
-"""Our entry point in ``vllm.general_plugins``."""
+PLUGIN, START_PLUGIN = "tenon_cpu_lora", "tenon_forked_core"
+"""Our entry points in ``vllm.general_plugins``."""
 
 TEMPLATE_DEFAULTS = "--default-chat-template-kwargs"
 TOOL_PARSER = "--tool-call-parser"
@@ -212,13 +212,14 @@ class EngineSpec:
         return environment
 
     def _plugins(self, given: str) -> str:
-        """The names that vLLM takes plugins by: the user's own, and ours unless it is off.
+        """The names that vLLM takes plugins by: the user's own, and ours, of which LoRA's may be off.
 
         The variable is always set, as without it vLLM takes all that are installed, its own resolvers among them,
         which load adapters by names that clients make up. It compares names as they are, blanks included.
         """
-        others = [name.strip() for name in given.split(",") if name.strip() not in ("", PLUGIN)]
-        return ",".join([*others, PLUGIN] if self.cpu_lora else others)
+        others = [name.strip() for name in given.split(",")]
+        others = [name for name in others if name not in ("", PLUGIN, START_PLUGIN)]
+        return ",".join([*others, *([PLUGIN] if self.cpu_lora else []), START_PLUGIN])
 
     @property
     def numerics(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def test_two_versions_one_engine(stack: RunningStack, client: openai.OpenAI) -> 
     engine = status(stack.settings.home).engine.pid
     message = [{"role": "user", "content": "where is my order A10293?"}]
 
-    first = tenon(stack.settings.home, "run", "--name", "main", "--json", "train.epochs=0.5")
+    first = tenon(stack.settings.home, "run", "--name", "main", "--json", "train.epochs=0.2")
     assert first.returncode == 0, first.stderr
     outcome = json.loads(first.stdout)
     assert (outcome["version"], outcome["verdict"], outcome["deployed"]) == ("main@v1", "better", True)

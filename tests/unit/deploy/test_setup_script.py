@@ -256,3 +256,17 @@ def test_lists_of_indexes_and_the_certificate_reach_uv(setup_module: ModuleType)
         "/wheels",
     ]
     assert environment["SSL_CERT_FILE"] == "/ca.pem"
+
+
+def test_what_every_process_imports_is_compiled_whatever_the_environment_says(
+    checkout: Path, setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(setup_module, "PYTHON", sys.executable)
+    monkeypatch.setattr(setup_module, "IMPORTED", ("often_imported",))
+    (checkout / "often_imported.py").write_text("import json\n")
+    setup_module.check_imports()
+    assert list((checkout / "__pycache__").glob("often_imported.*.pyc"))
+    monkeypatch.setattr(setup_module, "IMPORTED", ("often_imported", "absent_one"))
+    with pytest.raises(setup_module.SetupError, match="absent_one"):
+        setup_module.check_imports()

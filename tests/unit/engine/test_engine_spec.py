@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve.engine.spec import GIB, PLUGIN, EngineSpec, installed_device, kv_cache_gib
+from serve.engine.spec import GIB, PLUGIN, START_PLUGIN, EngineSpec, installed_device, kv_cache_gib
 from serve.errors import ConfigError
 from serve.registry.serving import Serving
 
@@ -216,23 +216,23 @@ def test_the_engine_computes_in_the_faster_type_that_fits(
     assert "--dtype" not in spec(model=tmp_path, device="cuda").argv()
 
 
-def test_our_plugin_is_installed_and_the_only_one_loaded():
-    assert spec().environment({})["VLLM_PLUGINS"] == PLUGIN
-    assert PLUGIN in {entry.name for entry in entry_points(group="vllm.general_plugins")}
+def test_our_plugins_are_installed_and_the_only_ones_loaded():
+    assert spec().environment({})["VLLM_PLUGINS"] == f"{PLUGIN},{START_PLUGIN}"
+    assert {PLUGIN, START_PLUGIN} <= {entry.name for entry in entry_points(group="vllm.general_plugins")}
 
 
 @pytest.mark.parametrize(
-    ("given", "on", "off"),
+    ("given", "users"),
     [
-        ({}, PLUGIN, ""),
-        ({"VLLM_PLUGINS": ""}, PLUGIN, ""),
-        ({"VLLM_PLUGINS": "mine"}, f"mine,{PLUGIN}", "mine"),
-        ({"VLLM_PLUGINS": f"mine, {PLUGIN} ,yours"}, f"mine,yours,{PLUGIN}", "mine,yours"),
+        ({}, ""),
+        ({"VLLM_PLUGINS": ""}, ""),
+        ({"VLLM_PLUGINS": "mine"}, "mine,"),
+        ({"VLLM_PLUGINS": f"mine, {PLUGIN} ,yours,{START_PLUGIN}"}, "mine,yours,"),
     ],
 )
-def test_plugins_of_the_users_own_stay_and_ours_is_there_unless_it_is_off(given, on, off):
-    assert spec().environment(given)["VLLM_PLUGINS"] == on
-    assert spec(cpu_lora=False).environment(given)["VLLM_PLUGINS"] == off
+def test_plugins_of_the_users_own_stay_and_that_for_lora_is_there_unless_it_is_off(given, users):
+    assert spec().environment(given)["VLLM_PLUGINS"] == f"{users}{PLUGIN},{START_PLUGIN}"
+    assert spec(cpu_lora=False).environment(given)["VLLM_PLUGINS"] == f"{users}{START_PLUGIN}"
 
 
 def test_an_engine_that_computes_otherwise_is_not_adopted():

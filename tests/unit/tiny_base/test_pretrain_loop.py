@@ -1,6 +1,7 @@
 """The loop that makes the built-in base, on a few seconds of it."""
 
 from itertools import islice
+from statistics import mean
 
 import pytest
 import torch
@@ -44,9 +45,9 @@ def losses(documents, tokenizer, steps: int) -> list[float]:
 
 @pytest.mark.timeout(600)  # torch's Muon works in bfloat16, for which some processors have no instructions
 def test_the_loss_falls_and_the_same_seed_gives_the_same_start(documents, tokenizer):
-    first = losses(documents, tokenizer, steps=48)
-    assert len(first) == 48
-    assert sum(first[-8:]) < 0.8 * sum(first[:8])
+    first = losses(documents, tokenizer, steps=16)
+    assert len(first) == 16
+    assert mean(first[-6:]) < 0.85 * mean(first[:4])
     assert losses(documents, tokenizer, steps=1)[0] == pytest.approx(first[0])
 
 

@@ -1,0 +1,106 @@
+"""``make bench-starts``: how soon an engine on a CPU is ready, its core in a fresh interpreter as vLLM has it or forked.
+
+Both in turns, after one start that is not counted, as it writes bytecode and fills the disk's cache.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from evalsuite.load import stand
+from evalsuite.load.lora_cpu import add_base_options, chosen_base, type_option
+from evalsuite.load.machine import describe
+from evalsuite.load.verdict import Goal, add_json_option, report
+from serve.engine.process import EngineProcess
+from serve.engine.spec import START_PLUGIN, EngineSpec
+
+
+@dataclass(frozen=True)
+class SpawnedSpec(EngineSpec):
+    """The engine whose core vLLM starts in a fresh interpreter."""
+
+    def environment(self, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Ours, without the plugin that has it forked."""
+        whole = super().environment(inherited)
+        plugins = [name for name in whole["VLLM_PLUGINS"].split(",") if name != START_PLUGIN]
+        return {**whole, "VLLM_PLUGINS": ",".join(plugins)}
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start: seconds until the engine answered, and MiB of memory of its processes, shared pages counted once."""
+
+    seconds: float
+    memory: float
+
+
+async def start(spec: EngineSpec, folder: Path) -> Start:
+    """Start an engine, and stop it."""
+    started = time.perf_counter()
+    engine = await EngineProcess.start(spec, folder / "engine.log")
+    try:
+        await engine.wait_ready(stand.START_TIMEOUT)
+        lasted = time.perf_counter() - started
+        server = psutil.Process(engine.record.pid)
+        processes = [server, *server.children(recursive=True)]
+        return Start(lasted, sum(process.memory_full_info().pss for process in processes) / 2**20)
+    finally:
+        await engine.stop()
+
+
+async def measure(specs: Mapping[str, EngineSpec], rounds: int) -> dict[str, list[Start]]:
+    """The starts of each spec by round."""
+    found: dict[str, list[Start]] = {way: [] for way in specs}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds + 1):
+            for way, spec in list(specs.items())[:: 1 if number % 2 else -1]:
+                one = await start(spec, Path(folder))
+                if number:
+                    found[way].append(one)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; 1 where forking is no gain."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_base_options(parser)
+    stand.add_engine_options(parser)
+    add_json_option(parser)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        forked = stand.engine_spec(options, chosen_base(options, Path(folder)), *type_option(options))
+        spawned = SpawnedSpec(
+            **{field.name: getattr(forked, field.name) for field in dataclasses.fields(forked)}
+        )
+        found = asyncio.run(measure({"spawned": spawned, "forked": forked}, options.rounds))
+    seconds = {way: [one.seconds for one in starts] for way, starts in found.items()}
+    ratio = statistics.median(seconds["forked"]) / statistics.median(seconds["spawned"])
+    rows = [
+        {
+            "core": way,
+            "s until ready": round(statistics.median(seconds[way]), 1),
+            "from": round(min(seconds[way]), 1),
+            "to": round(max(seconds[way]), 1),
+            "MiB": round(statistics.median(one.memory for one in starts)),
+        }
+        for way, starts in found.items()
+    ]
+    content = {"machine": describe(), "options": {name: str(value) for name, value in vars(options).items()}}
+    goals = [Goal("seconds until ready, forked over spawned", ratio, 1.0)]
+    return report("How soon an engine is ready", content, rows, goals, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
