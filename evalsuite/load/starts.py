@@ -1,4 +1,4 @@
-"""``make bench-starts``: how soon an engine on a CPU is ready, its core in a fresh interpreter as vLLM has it or forked.
+"""``make bench-starts``: how soon an engine on a CPU is ready, its core in a fresh interpreter and forked.
 
 Both in turns, after one start that is not counted, as it writes bytecode and fills the disk's cache.
 """
