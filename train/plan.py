@@ -10,7 +10,9 @@ from serve.errors import DataError, RecipeError
 from train.memory import ENGINE_HOLDS, free_memory
 from train.recipe import Recipe
 
-VALIDATIONS = 8
+VALIDATIONS = 6
+ENOUGH_STEPS, MOST_EPOCHS = 350, 3
+"""What ``epochs: auto`` aims at: an adapter of fewer steps has not settled, one of more epochs knows rows by heart."""
 SMALL_BASE = 100_000_000
 CHECKPOINTED_BASE = 1_000_000_000
 # Of five answers that differ, an exact McNemar test makes p = 0.0625 at best; of six, 0.031.
@@ -65,10 +67,19 @@ def total_steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of a run over ``rows`` rows: an epoch ends with a smaller batch where they do not divide."""
     if recipe.train.max_steps is not None:
         return recipe.train.max_steps
+    return max(1, math.ceil(epochs(recipe, rows) * _steps_per_epoch(recipe, rows)))
+
+
+def epochs(recipe: Recipe, rows: int) -> float:
+    """Passes over ``rows`` rows: as the recipe says, or one, or as many up to three as make 350 steps."""
+    if recipe.train.epochs != "auto":
+        return recipe.train.epochs
+    return min(MOST_EPOCHS, max(1, math.ceil(ENOUGH_STEPS / _steps_per_epoch(recipe, rows))))
+
+
+def _steps_per_epoch(recipe: Recipe, rows: int) -> int:
     batches = math.ceil(rows / recipe.train.batch_size)
-    return max(
-        1, math.ceil(recipe.train.epochs * max(1, math.ceil(batches / recipe.train.gradient_accumulation)))
-    )
+    return max(1, math.ceil(batches / recipe.train.gradient_accumulation))
 
 
 def eval_every(recipe: Recipe, steps: int) -> int:
@@ -103,7 +114,7 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
     small = parameters < SMALL_BASE
     plan = Plan(
         rows=rows,
-        validation_rows=validation,
+        validation_rows=min(validation, recipe.train.eval_rows or validation),
         steps=steps,
         eval_every=eval_every(recipe, steps),
         learning_rate=(3e-3 if small else 2e-4)

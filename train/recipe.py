@@ -42,19 +42,22 @@ class LoraSpec(Section):
 class TrainSpec(Section):
     """How the adapter is trained."""
 
-    epochs: float = Field(2, gt=0, le=1000, description="passes over the training split")
+    epochs: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = Field(
+        "auto", description="passes over the training split; auto: one, or up to three for 350 steps"
+    )
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps, whatever epochs says")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto", description="highest learning rate; auto: 3e-3 for bases below 100 M parameters, else 2e-4"
     )
-    batch_size: int = Field(32, ge=1, description="rows per forward pass")
+    batch_size: int = Field(16, ge=1, description="rows per forward pass")
     gradient_accumulation: int = Field(1, ge=1, description="forward passes per step")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the rate rises")
     scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="how the rate falls")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: never")
     max_length: int = Field(1024, ge=8, description="rows with more tokens are left out, and reported")
-    eval_every: int | None = Field(None, ge=1, description="steps between validations; empty: 8 per run")
+    eval_every: int | None = Field(None, ge=1, description="steps between validations; empty: 6 per run")
+    eval_rows: int | None = Field(300, ge=1, description="rows that a validation reads; empty: all of them")
     early_stopping_patience: int = Field(
         3, ge=0, description="stop after this many validations without a better loss; 0: never"
     )

@@ -22,7 +22,7 @@ from train.methods.head import add_compact_head
 from train.methods.tokens import TokenRows, stop_tokens, tokenize
 from train.methods.trainer import AdapterTrainer
 from train.methods.tree_attention import PRODUCTS_UP_TO, share_starts
-from train.plan import eval_every, total_steps
+from train.plan import epochs, eval_every, total_steps
 from train.recipe import Recipe
 from train.runs import Run
 
@@ -122,6 +122,9 @@ def read_splits(
             emit(TrainEvent(event="notice", message=message, hint=hint))
         if len(rows):
             splits[name] = rows
+    spec = Recipe.model_validate(job["recipe"]).train
+    if "validation" in splits and spec.eval_rows is not None:
+        splits["validation"] = splits["validation"].sample(spec.eval_rows, spec.seed)
     if "train" not in splits:
         raise DataError(
             f"every training row has more than {max_length:,} tokens",
@@ -158,7 +161,7 @@ def make_trainer(
         progress,
         interruption,
         model=_model(Path(job["base"]["path"]), bf16, longest),
-        args=_arguments(run, recipe, plan, bf16),
+        args=_arguments(run, recipe, plan, epochs(recipe, len(splits["train"])), bf16),
         train_dataset=_dataset(splits["train"]),
         eval_dataset=_dataset(splits["validation"]) if "validation" in splits else None,
         processing_class=tokenizer,
@@ -173,12 +176,12 @@ def make_trainer(
     return trainer
 
 
-def _arguments(run: Run, recipe: Recipe, plan: Mapping[str, Any], bf16: bool) -> SFTConfig:
+def _arguments(run: Run, recipe: Recipe, plan: Mapping[str, Any], passes: float, bf16: bool) -> SFTConfig:
     spec = recipe.train
     gpu = torch.cuda.is_available()
     return SFTConfig(
         output_dir=str(run.checkpoints),
-        num_train_epochs=spec.epochs,
+        num_train_epochs=passes,
         max_steps=spec.max_steps or -1,
         learning_rate=plan["learning_rate"],
         per_device_train_batch_size=spec.batch_size,

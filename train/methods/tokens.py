@@ -1,8 +1,10 @@
 """Rows become tokens and labels: only the completion's tokens are supervised."""
 
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from serve.errors import BaseModelError, DataError
 
 IGNORED = -100
 SHOWN = 3
+AT_ONCE = 256
+"""Rows that are given to the tokenizer together, which takes half of the time then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,13 @@ class TokenRows:
     def longest(self) -> int:
         """Tokens of the longest row, 0 without rows."""
         return max(map(len, self.ids), default=0)
+
+    def sample(self, most: int, seed: int) -> "TokenRows":
+        """At most so many of the rows, drawn at random by ``seed``, in their order."""
+        if len(self) <= most:
+            return self
+        drawn = sorted(random.Random(seed).sample(range(len(self)), most))
+        return TokenRows([self.ids[row] for row in drawn], [self.labels[row] for row in drawn], self.too_long)
 
     def longest_rows(self, number: int) -> list[dict[str, list[int]]]:
         """The ``number`` longest rows, as ``input_ids`` and ``labels``."""
@@ -66,14 +77,12 @@ def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], ma
     rows = TokenRows([], [], [])
     silent: list[tuple[int, str]] = []
     unending: list[tuple[int, str]] = []
-    for number, row in read_rows(path):
-        prompt, completion = row["prompt"], row["completion"]
-        tools = row.get("tools")
-        start = _ids(tokenizer, prompt, tools, add_generation_prompt=True)
-        whole = _ids(tokenizer, [*prompt, *completion], tools)
+    for number, row, start, whole in _encoded(read_rows(path), tokenizer):
         shared = _shared(start, whole)
         labels = [IGNORED] * shared + whole[shared:]
-        says_something = any(str(m.get("content") or "").strip() or m.get("tool_calls") for m in completion)
+        says_something = any(
+            str(m.get("content") or "").strip() or m.get("tool_calls") for m in row["completion"]
+        )
         if shared == len(whole) or not says_something:
             silent.append((number, str(row.get("id", "?"))))
         elif stops.isdisjoint(labels):
@@ -107,15 +116,30 @@ def _some(rows: Sequence[tuple[int, str]]) -> str:
     return f"rows {shown}{f' and {len(rows) - SHOWN:,} more' if len(rows) > SHOWN else ''} have"
 
 
-def _ids(
+def _encoded(
+    rows: Iterator[tuple[int, Mapping[str, Any]]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[int, Mapping[str, Any], list[int], list[int]]]:
+    """Number and row, the tokens of its prompt, and those of prompt and completion."""
+    while some := list(islice(rows, AT_ONCE)):
+        starts = [
+            _render(tokenizer, row["prompt"], row.get("tools"), add_generation_prompt=True) for _, row in some
+        ]
+        wholes = [
+            _render(tokenizer, [*row["prompt"], *row["completion"]], row.get("tools")) for _, row in some
+        ]
+        ids = tokenizer([*starts, *wholes], add_special_tokens=False)["input_ids"]
+        for (number, row), start, whole in zip(some, ids[: len(some)], ids[len(some) :], strict=True):
+            yield number, row, start, whole
+
+
+def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Any, **options: Any
-) -> list[int]:
+) -> str:
     # Templates of models that think put an empty thought before an answer. With thinking off it ends the prompt,
     # where the engine is told to put it too (serve.engine.spec); templates that know no such switch ignore it.
-    text = tokenizer.apply_chat_template(
-        messages, tools=tools, tokenize=False, enable_thinking=False, **options
+    return str(
+        tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, enable_thinking=False, **options)
     )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _shared(start: Sequence[int], whole: Sequence[int]) -> int:

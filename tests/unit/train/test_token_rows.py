@@ -79,3 +79,24 @@ def test_rows_that_are_too_long_are_left_out_whole_and_named(tmp_path: Path) -> 
     assert (number, name) == (2, "000000000001")
     assert tokens > 80
     assert rows.longest <= 64
+
+
+def test_rows_are_encoded_some_at_a_time_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [make_row(number) for number in range(7)]
+    at_once, _ = tokenized(tmp_path / "one", rows)
+    monkeypatch.setattr("train.methods.tokens.AT_ONCE", 3)
+    in_pieces, _ = tokenized(tmp_path / "other", rows)
+    assert in_pieces == at_once
+    assert len(in_pieces) == 7
+
+
+def test_a_sample_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    rows, _ = tokenized(tmp_path, [make_row(number) for number in range(20)])
+    drawn = rows.sample(5, seed=1)
+    assert drawn == rows.sample(5, seed=1) != rows.sample(5, seed=2)
+    places = [rows.ids.index(ids) for ids in drawn.ids]
+    assert [rows.labels[place] for place in places] == drawn.labels
+    assert places == sorted(places)
+    assert rows.sample(20, seed=1) is rows

@@ -40,10 +40,21 @@ def rows(train: int, validation: int = 10, test: int = 6) -> SimpleNamespace:
         (100, ["train.batch_size=16", "train.gradient_accumulation=4", "train.epochs=3"], 6),
         (100, ["train.max_steps=11"], 11),
         (3, ["train.epochs=1"], 1),
+        (6000, [], 375),  # once is enough
+        (4800, [], 600),  # once would be too few steps
+        (100, [], 21),  # thrice, and no more
+        (6000, ["train.batch_size=8", "train.gradient_accumulation=4"], 376),
     ],
 )
 def test_steps(count: int, overrides: list[str], steps: int) -> None:
     assert make_plan(Recipe.load(None, overrides), rows(count), BASE).steps == steps
+
+
+def test_a_validation_reads_a_sample_unless_told_otherwise() -> None:
+    assert make_plan(Recipe.load(None, []), rows(100, validation=999), BASE).validation_rows == 300
+    assert make_plan(Recipe.load(None, []), rows(100, validation=99), BASE).validation_rows == 99
+    whole = Recipe.load(None, ["train.eval_rows=null"])
+    assert make_plan(whole, rows(100, validation=999), BASE).validation_rows == 999
 
 
 def test_targets_and_sizes() -> None:
