@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: above all the one real stack, and the one PostgreSQL, of a test session."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,8 +57,15 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """The stack that all tests of the session share; started once."""
+    """The stack that all tests of the session share; started once, in one of its processes."""
     folder = tmp_path_factory.mktemp("stack")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The processes' folders lie in one of the session's own.
+        claimed = tmp_path_factory.getbasetemp().parent / "stack-of"
+        claimed.mkdir(exist_ok=True)
+        others = {entry.name for entry in claimed.iterdir()} - {os.environ["PYTEST_XDIST_WORKER"]}
+        assert not others, "two test processes would each start an engine: their group was not kept together"
+        (claimed / os.environ["PYTEST_XDIST_WORKER"]).touch()
     tools = (
         "--enable-auto-tool-choice --tool-call-parser hermes"  # the built-in base's template names no tools
     )
