@@ -20,6 +20,11 @@ from serve.registry.base import identify_base
 
 START_TIMEOUT = 300
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of torch that wait for each other while the other process has a core take several times as long.
+    processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
 # How fast a machine is must not decide: two processes share it.
 hypothesis.settings.register_profile(
     "tenon", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

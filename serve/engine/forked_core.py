@@ -16,7 +16,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def fork_the_core(platform: Any) -> None:
-    """Have ``platform``, vLLM's for CPUs, start the core of an engine without workers by a fork."""
+    """Have ``platform``, vLLM's for CPUs, start the core of an engine without workers by a fork; on Linux."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "prctl"):
+        return
     check = platform.check_and_update_config.__func__
 
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
@@ -25,23 +28,22 @@ def fork_the_core(platform: Any) -> None:
             os.environ[START_METHOD] = "fork"
 
     platform.check_and_update_config = classmethod(check_and_update_config)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        _end_forks_with(os.getpid(), libc)
+    _end_forks_with(os.getpid(), libc)
 
 
 def may_fork(parallel: Any) -> bool:
-    """Whether a fork of this process may be the core: one thread, whose copy is whole, and no workers, no ranks."""
+    """Whether a fork of this process may be the core: no workers, no ranks, and no thread that a copy would lack."""
     backend = parallel.distributed_executor_backend
     alone = str(getattr(backend, "__name__", backend)).endswith("UniProcExecutor")
     return alone and parallel.data_parallel_size == 1 and threading.active_count() == 1
 
 
 def _end_forks_with(parent: int, libc: ctypes.CDLL) -> None:
-    """A fork holds the port that the server listens on, so that it must not outlive it."""
+    """A fork holds the port that the server listens on, so it must not outlive it; nor tell its loop of signals."""
 
     def end_with_parent() -> None:
         if os.getpid() != parent and os.getppid() == parent:
+            signal.set_wakeup_fd(-1)
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:  # it ended meanwhile
                 os._exit(1)

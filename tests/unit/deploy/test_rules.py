@@ -1,6 +1,7 @@
 """Small rules of the deploy room: who may take a name, which settings hold, what snippets say."""
 
 import json
+import os
 import shlex
 import subprocess
 from datetime import UTC, datetime
@@ -161,6 +162,8 @@ def test_make_hands_values_to_the_command_as_they_are(tmp_path: Path, text: str)
             *(f"{name}={text}" for name in names),
         ],
         cwd=Path(__file__).parents[3],
+        # What `make test ARGS=…` was told is not for this one.
+        env={name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MFLAGS"},
         check=True,
     )
     options = [word for name in names for word in (f"--{name.lower()}", text)]
