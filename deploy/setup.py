@@ -334,9 +334,8 @@ def remove_broken():
 def check_imports():
     """Raise unless what was installed imports together; keep the bytecode of what every process imports."""
     environment = dict(os.environ)
-    environment.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # as containers have it: each start would compile all again
+    # As containers have it: each start would compile all again.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
         [PYTHON, "-W", "ignore", "-c", "import " + ", ".join(IMPORTED)],
         stdout=subprocess.PIPE,

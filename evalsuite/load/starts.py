@@ -5,7 +5,6 @@ Both in turns, after one start that is not counted, as it writes bytecode and fi
 
 import argparse
 import asyncio
-import dataclasses
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from evalsuite.load import stand
 from evalsuite.load.lora_cpu import add_base_options, chosen_base, type_option
 from evalsuite.load.machine import describe
 from evalsuite.load.verdict import Goal, add_json_option, report
-from serve.engine.process import EngineProcess
 from serve.engine.spec import START_PLUGIN, EngineSpec
 
 
@@ -46,15 +44,11 @@ class Start:
 async def start(spec: EngineSpec, folder: Path) -> Start:
     """Start an engine, and stop it."""
     started = time.perf_counter()
-    engine = await EngineProcess.start(spec, folder / "engine.log")
-    try:
-        await engine.wait_ready(stand.START_TIMEOUT)
+    async with stand.engine(spec, folder / "engine.log") as engine:
         lasted = time.perf_counter() - started
         server = psutil.Process(engine.record.pid)
         processes = [server, *server.children(recursive=True)]
         return Start(lasted, sum(process.memory_full_info().pss for process in processes) / 2**20)
-    finally:
-        await engine.stop()
 
 
 async def measure(specs: Mapping[str, EngineSpec], rounds: int) -> dict[str, list[Start]]:
@@ -81,9 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         forked = stand.engine_spec(options, chosen_base(options, Path(folder)), *type_option(options))
-        spawned = SpawnedSpec(
-            **{field.name: getattr(forked, field.name) for field in dataclasses.fields(forked)}
-        )
+        spawned = SpawnedSpec(**vars(forked))
         found = asyncio.run(measure({"spawned": spawned, "forked": forked}, options.rounds))
     seconds = {way: [one.seconds for one in starts] for way, starts in found.items()}
     ratio = statistics.median(seconds["forked"]) / statistics.median(seconds["spawned"])

@@ -11,7 +11,7 @@ from support.stack import RunningStack
 
 from deploy.status import status
 
-# Accuracy of the intent; and of whole answers, which is 0.87 to 0.89 from run to run (docs/benchmarks.md).
+# Accuracy of the intent; and of whole answers, which is 0.86 to 0.87 from run to run (docs/benchmarks.md).
 BASE_AT_MOST, ADAPTER_AT_LEAST, EXACT_AT_LEAST = 0.40, 0.90, 0.82
 
 

@@ -47,7 +47,7 @@ def losses(documents, tokenizer, steps: int) -> list[float]:
 def test_the_loss_falls_and_the_same_seed_gives_the_same_start(documents, tokenizer):
     first = losses(documents, tokenizer, steps=16)
     assert len(first) == 16
-    assert mean(first[-6:]) < 0.85 * mean(first[:4])
+    assert mean(first[-6:]) < 0.8 * mean(first[:4])
     assert losses(documents, tokenizer, steps=1)[0] == pytest.approx(first[0])
 
 
