@@ -1,5 +1,6 @@
 """The command ``tenon``."""
 
+import gc
 import signal
 import sys
 from importlib.metadata import version as distribution_version
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, a person gets one line
         report_error(crash.report(error))
         sys.exit(TenonError.exit_code)
+    finally:
+        gc.freeze()  # what is alive is no garbage: looking through it takes Python 0.4 s at its end
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from deploy import stack
 from deploy.console import console, for_scripts, note, print_json, state_text, step
-from deploy.controller import read_stack
+from deploy.stack_file import read_stack
 from deploy.status import Status, processes
 from deploy.status import status as status_of
 from serve.config import Settings

@@ -17,7 +17,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from deploy.fleet import planned, planned_servers
-from deploy.processes import end, ending, holding, recorded, spawn
+from deploy.keepers import supervisor_of, watcher_of
+from deploy.processes import GATEWAY_GRACE, end, ending, holding, recorded, spawn
+from deploy.stack_file import read_stack, stack_file
 from serve.config import PREFIX, Settings
 from serve.engine.process import end_recorded
 from serve.engine.state import forget, record_files
@@ -49,34 +51,9 @@ GATEWAY_RULES = (
     "api_adapter_folder",
 )
 TICK = 0.2  # seconds between two looks at the gateway
-GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
 BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the gateway's next start, by recent failures
 LONG_GONE = 24 * 3600.0  # seconds after which an engine of another machine is forgotten
 HEALTHY_AFTER = 60.0  # seconds after which earlier failures are forgotten
-
-
-def stack_file(home: Path) -> Path:
-    """Where ``tenon up`` writes what it was asked for; there from then until ``tenon down``."""
-    return home / "run" / "stack.json"
-
-
-def read_stack(home: Path) -> Settings | None:
-    """The settings of the stack that was brought up in ``home`` and not taken down since, if there is one."""
-    path = stack_file(home)
-    if not path.exists():
-        return None
-    try:
-        return Settings.stored(read_json(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", "run `tenon down`, then `tenon up`") from error
-
-
-def write_stack(settings: Settings) -> None:
-    """Remember what the stack was asked for, so that a new controller carries on with the same.
-
-    Only its owner may read the file, as the URLs of the database and of engines may hold passwords.
-    """
-    write_json(stack_file(settings.home), settings.model_dump(mode="json"), private=True)
 
 
 class GatewayKeeper:
@@ -156,9 +133,9 @@ async def control(settings: Settings) -> None:
         servers = planned_servers(settings, plan)
         await retire(settings, registry, [part.name for part in plan] + [part.name for part in servers])
         bases = {engine.base.digest for engine in plan}
-        supervisors = [engine.supervisor(settings, registry, bases) for engine in plan]
+        supervisors = [supervisor_of(engine, settings, registry, bases) for engine in plan]
         engines = [asyncio.create_task(supervisor.run(stop)) for supervisor in supervisors]
-        engines += [asyncio.create_task(server.watcher(settings).run(stop)) for server in servers]
+        engines += [asyncio.create_task(watcher_of(server, settings).run(stop)) for server in servers]
         gateway = asyncio.create_task(GatewayKeeper(settings).run(stop_gateway))
         try:
             await asyncio.wait({*engines, gateway}, return_when=asyncio.FIRST_COMPLETED)

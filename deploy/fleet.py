@@ -32,17 +32,14 @@ from pydantic import (
 )
 
 from serve.config import Rank, Settings
+from serve.engine.kinds import OPENAI, SERVED
 from serve.engine.limits import EngineLimits, GivenLimits
-from serve.engine.openai import KIND, SERVED
 from serve.engine.spec import EngineSpec
-from serve.engine.state import FIRST, answers_folder, record_file, used_file
-from serve.engine.supervisor import Supervisor
-from serve.engine.watcher import Watcher
+from serve.engine.state import FIRST
 from serve.errors import ConfigError
-from serve.net import address_problem, bare, is_local
+from serve.net import address_problem, bare
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity, identify_base, safe_name
-from serve.telemetry import traces_endpoint
 
 HINT = "see docs/serving.md for the format"
 
@@ -149,9 +146,9 @@ def _kind(entry: Any) -> Any:
 
 
 Entry = Annotated[
-    Annotated[BaseEngines, Tag("vllm")] | Annotated[OpenAIServer, Tag(KIND)], Discriminator(_kind)
+    Annotated[BaseEngines, Tag("vllm")] | Annotated[OpenAIServer, Tag(OPENAI)], Discriminator(_kind)
 ]
-KEYS = {"vllm": BaseEngines.model_fields, KIND: OpenAIServer.model_fields}
+KEYS = {"vllm": BaseEngines.model_fields, OPENAI: OpenAIServer.model_fields}
 """What may stand in an entry of each kind."""
 
 
@@ -168,27 +165,6 @@ class PlannedEngine:
         """Its name in the registry: where other machines use that, too, with the name of this one."""
         return f"{self.name[:31]}@{socket.gethostname()[:32]}" if registry.shared else self.name
 
-    def supervisor(self, settings: Settings, registry: Registry, elsewhere: Iterable[str]) -> Supervisor:
-        """What keeps it up; ``elsewhere`` are the digests of all bases."""
-        traces = traces_endpoint(settings.otlp_endpoint)
-        return Supervisor(
-            registry,
-            self.base,
-            state_file=record_file(settings.state, self.name),
-            log_file=settings.logs / f"{self.name}.log",
-            spec=self.engines.spec(self.base, traces, cpu_lora=settings.cpu_lora)
-            if self.url is None
-            else None,
-            engine_url=self.url,
-            limits=self.engines.limits,
-            start_timeout=settings.engine_start_timeout,
-            engine_id=self.engine_id(registry),
-            elsewhere=frozenset(elsewhere),
-            used_file=used_file(settings.state),
-            answers=answers_folder(settings.state),
-            announced=registry.shared and self.url is not None and not is_local(self.url),
-        )
-
 
 @dataclass(frozen=True)
 class PlannedServer:
@@ -196,18 +172,6 @@ class PlannedServer:
 
     name: str
     server: OpenAIServer
-
-    def watcher(self, settings: Settings) -> Watcher:
-        """What tells how it does."""
-        server = self.server
-        return Watcher(
-            server.base,
-            server.url,
-            server.names,
-            state_file=record_file(settings.state, self.name),
-            engine_id=self.name,
-            max_num_seqs=server.max_num_seqs,
-        )
 
 
 def planned(settings: Settings) -> list[PlannedEngine]:

@@ -13,7 +13,7 @@ from typing import Any
 from deploy.net import get_json
 from deploy.status import processes, require_up
 from serve.config import Settings
-from serve.engine.openai import KIND
+from serve.engine.kinds import OPENAI
 from serve.engine.state import read_records
 from serve.errors import (
     AdapterLoadFailed,
@@ -107,7 +107,7 @@ def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str
         for name, record in records.items()
         if record.get("state") == "ready"
         and record.get("base_digest") in (None, base_digest)
-        and record.get("kind") != KIND  # which loads nothing
+        and record.get("kind") != OPENAI  # which loads nothing
     ]
     return set(records), able
 

@@ -9,13 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deploy.controller import GATEWAY_GRACE, stack_file, write_stack
 from deploy.fleet import planned, planned_servers
 from deploy.net import answers
-from deploy.processes import end, holding, recorded, spawn
+from deploy.processes import GATEWAY_GRACE, end, holding, recorded, spawn
+from deploy.stack_file import stack_file, write_stack
 from deploy.status import Status, processes, status
 from serve.config import Settings
-from serve.engine.process import end_recorded
 from serve.engine.state import forget, read_records, record_files
 from serve.errors import (
     AlreadyUp,
@@ -215,6 +214,9 @@ def end_engines(home: Path, kept: Collection[str] = ()) -> list[str]:
     ended = []
     for name, path in record_files(home / "run").items():
         if name not in kept:
+            # Imported here, as it brings the engine's client, which takes as long as the rest of a command.
+            from serve.engine.process import end_recorded
+
             ended += [name] * asyncio.run(end_recorded(read_json(path)))
             forget(path)
     return ended

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deploy.controller import read_stack
 from deploy.net import answers
 from deploy.processes import ending, recorded
+from deploy.stack_file import read_stack
 from serve.config import Settings
-from serve.engine.openai import KIND
+from serve.engine.kinds import OPENAI
 from serve.engine.state import FIRST, address_in, read_records, record_files
 from serve.errors import NotUp, StorageError
 from serve.net import bare, url_of
@@ -114,7 +114,7 @@ def engine_part(path: Path) -> Part:
     elif pid is None and known in ("ready", "starting"):
         known = "down"
     if known == "ready":
-        paths = ("/health", "/v1/models") if details.get("kind") == KIND else ("/health",)
+        paths = ("/health", "/v1/models") if details.get("kind") == OPENAI else ("/health",)
         address = address_in(path, details)
         known = "running" if any(answers(address + each) for each in paths) else "not answering"
     return Part({"backoff": "restarting"}.get(known, known), pid, "; ".join(notes))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from serve.engine.spec import Device, installed_device
+from serve.engine.device import Device, installed_device
 
 ENGINE_HOLDS = (
     "a running engine holds GPU memory too: restart it with TENON_ENGINE_ARGS='--gpu-memory-utilization 0.5'"

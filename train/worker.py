@@ -20,6 +20,7 @@ from typing import TextIO
 
 from serve.errors import TenonError, TrainingFailed
 from train.events import TrainEvent
+from train.imports import importing_less
 from train.interruption import INTERRUPTED, Interrupted, Interruption
 from train.memory import ENGINE_HOLDS
 from train.runs import Run, storage_error
@@ -88,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         events.emit(TrainEvent(event="phase", message="loading libraries"))
         # Imported here: torch takes seconds, in which the launcher already hears from us.
-        from train.methods.sft import train
+        with importing_less():
+            from train.methods.sft import train
 
         train(run, json.loads(run.job.read_text(encoding="utf-8")), events.emit, interruption)
     except Interrupted:
@@ -104,4 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # Not sys.exit: Python takes apart what the libraries made, which takes seconds.
+    os._exit(code)

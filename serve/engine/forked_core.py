@@ -41,11 +41,16 @@ def may_fork(parallel: Any) -> bool:
 def _end_forks_with(parent: int, libc: ctypes.CDLL) -> None:
     """A fork holds the port that the server listens on, so it must not outlive it; nor tell its loop of signals."""
 
+    ours = True
+
     def end_with_parent() -> None:
-        if os.getpid() != parent and os.getppid() == parent:
-            signal.set_wakeup_fd(-1)
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it ended meanwhile
-                os._exit(1)
+        nonlocal ours
+        if not ours:  # a fork of a fork
+            return
+        ours = False
+        signal.set_wakeup_fd(-1)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended meanwhile
+            os._exit(1)
 
     os.register_at_fork(after_in_child=end_with_parent)

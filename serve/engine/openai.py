@@ -1,17 +1,11 @@
 """Servers that speak OpenAI's routes and nothing of vLLM's: what they serve is found there, never loaded."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from serve.engine.client import EngineClient
+from serve.engine.kinds import OPENAI, SERVED
 from serve.errors import AdapterLoadFailed, EngineUnavailable
-
-KIND = "openai"
-"""How a record and the fleet's file call such an engine."""
-
-SERVED = re.compile(r"(?!ft:)[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}")
-"""Names that are taken over from a server: they come into headers, log lines and labels."""
 
 ABSENT = (404, 405, 501)
 
@@ -42,7 +36,7 @@ class OpenAIClient(EngineClient):
 
 def client_of(kind: str, url: str, *, health_timeout: float) -> EngineClient:
     """The client of an engine of a kind."""
-    client = OpenAIClient if kind == KIND else EngineClient
+    client = OpenAIClient if kind == OPENAI else EngineClient
     return client(url, health_timeout=health_timeout)
 
 

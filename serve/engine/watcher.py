@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from serve.engine.openai import KIND, OpenAIClient, served_names
+from serve.engine.kinds import OPENAI
+from serve.engine.openai import OpenAIClient, served_names
 from serve.engine.state import EngineState, StateFile
 from serve.engine.trouble import Troubles
 from serve.errors import EngineUnavailable
@@ -40,7 +41,12 @@ class Watcher:
         self._base = base
         self._names = names
         state = EngineState(
-            kind=KIND, attached=True, url=url, engine_id=engine_id, base_name=base, max_num_seqs=max_num_seqs
+            kind=OPENAI,
+            attached=True,
+            url=url,
+            engine_id=engine_id,
+            base_name=base,
+            max_num_seqs=max_num_seqs,
         )
         self._file = StateFile(state_file, state, Troubles())
         self._failures = 0

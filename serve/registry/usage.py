@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from importlib import import_module
 from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from serve.registry.schema import usage
 
@@ -65,8 +65,9 @@ def add(connection: Connection, deltas: Iterable[UsageDelta]) -> None:
     if not sums:
         return
     rows = [dict(zip(FIELDS + COUNTS, (*key, *values), strict=True)) for key, values in sums.items()]
-    # The two spell it alike, but SQLAlchemy keeps what is not standard SQL apart.
-    dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
+    # The two spell it alike, but SQLAlchemy keeps what is not standard SQL apart. By name, as few need PostgreSQL's,
+    # which takes long to import.
+    dialect: Any = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
     new = dialect.insert(usage)
     more = {name: usage.c[name] + new.excluded[name] for name in COUNTS}
     connection.execute(new.on_conflict_do_update(index_elements=list(FIELDS), set_=more), rows)

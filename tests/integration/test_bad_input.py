@@ -79,7 +79,9 @@ def test_bad_rows_are_dropped_and_named(tmp_path: Path) -> None:
     )
     (tmp_path / "data.csv").write_text(text)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"name: rows\ndata:\n  train: {tmp_path / 'data.csv'}\ntrain:\n  max_steps: 1\n")
+    recipe.write_text(
+        f"name: rows\ndata:\n  train: {tmp_path / 'data.csv'}\ntrain:\n  max_steps: 1\n  eval_rows: 20\n"
+    )
     done = tenon(tmp_path / "home", "train", str(recipe))
     assert done.returncode == 0, done.stderr
     for line in ("62", "63", "64"):
@@ -191,7 +193,9 @@ def test_disk_full_while_an_adapter_is_stored(tmp_path: Path, small_disk: Path) 
 def test_disk_full_while_training_saves(tmp_path: Path, small_disk: Path) -> None:
     home = small_disk / "home"
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("name: full\nlora:\n  rank: 64\ntrain:\n  max_steps: 1\ndata:\n  limit: 100\n")
+    recipe.write_text(
+        "name: full\nlora:\n  rank: 64\ntrain:\n  max_steps: 1\n  eval_rows: 20\ndata:\n  limit: 100\n"
+    )
     done = tenon(home, "train", str(recipe))
     cause, _ = cause_and_hint(done)
     assert done.returncode == 7, done.stderr

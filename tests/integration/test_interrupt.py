@@ -109,7 +109,7 @@ def test_while_the_engine_starts(home: Path) -> None:
 
 def test_while_evaluating(home: Path, fake_engine: str) -> None:
     port = str(free_port())
-    overrides = ("train.max_steps=1", "data.limit=60")
+    overrides = ("train.max_steps=1", "train.eval_rows=20", "data.limit=60")
     command = Command(home, "run", *overrides, TENON_PORT=port, TENON_ENGINE_URL=fake_engine)
     command.wait_for("✓ load", 110)
     time.sleep(0.5)  # questions are on their way: the fake engine is told to be slow

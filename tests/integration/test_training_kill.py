@@ -25,6 +25,7 @@ train:
   batch_size: 4
   save_every: 4
   eval_every: 8
+  eval_rows: 20
 """
 
 
@@ -35,21 +36,8 @@ def metrics(home: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def kill_tree(pid: int, *, worker_only: bool) -> None:
-    """SIGKILL the worker, or the command that launched it as well."""
-    workers = training_workers(psutil.Process(pid))
-    if not worker_only:
-        os.kill(pid, signal.SIGKILL)
-    for worker in workers:
-        worker.kill()
-
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("worker_only", [True, False])
-def test_killed_at_a_random_step(tmp_path: Path, worker_only: bool) -> None:
-    home, recipe = tmp_path / "home", tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE)
-    step = random.randint(5, STEPS - 4)
+def killed_at(step: int, home: Path, recipe: Path, *, worker_only: bool) -> int:
+    """Train, and SIGKILL the worker, or the command as well, at a step; the command's exit code."""
     with subprocess.Popen(
         [*TENON, "train", str(recipe)],
         env=environment(home),
@@ -59,8 +47,20 @@ def test_killed_at_a_random_step(tmp_path: Path, worker_only: bool) -> None:
         while not any(event.get("event") == "step" and event["step"] >= step for event in metrics(home)):
             assert command.poll() is None
             time.sleep(0.02)
-        kill_tree(command.pid, worker_only=worker_only)
-    assert command.returncode == (6 if worker_only else -signal.SIGKILL)
+        workers = training_workers(psutil.Process(command.pid))
+        if not worker_only:
+            os.kill(command.pid, signal.SIGKILL)
+        for worker in workers:
+            worker.kill()
+    return command.returncode
+
+
+@pytest.mark.timeout(240)
+def test_killed_at_random_steps(tmp_path: Path) -> None:
+    home, recipe = tmp_path / "home", tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    assert killed_at(random.randint(5, 12), home, recipe, worker_only=True) == 6
+    assert killed_at(random.randint(13, STEPS - 4), home, recipe, worker_only=False) == -signal.SIGKILL
     done = tenon(home, "train", str(recipe))
     assert done.returncode == 0, done.stderr
     assert "resumed at" in done.stdout

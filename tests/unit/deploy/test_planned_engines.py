@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploy.fleet import BaseEngines, engine_args, planned, planned_servers, read_fleet
+from deploy.keepers import supervisor_of, watcher_of
 from serve.config import Settings
 from serve.engine.limits import GivenLimits
 from serve.errors import ConfigError
@@ -44,7 +45,7 @@ def test_our_code_for_cpus_is_off_by_setting_for_every_base(tmp_path: Path) -> N
     for given, used in (({}, True), ({"cpu_lora": False}, False)):
         chosen = settings(tmp_path, fleet=path, **given)
         with Registry.open(tmp_path / "home") as registry:
-            specs = [engine.supervisor(chosen, registry, ()).spec for engine in planned(chosen)]
+            specs = [supervisor_of(engine, chosen, registry, ()).spec for engine in planned(chosen)]
         assert [spec.cpu_lora for spec in specs if spec is not None] == [used, used]
 
 
@@ -128,7 +129,7 @@ def test_servers_that_are_only_asked_are_called_after_their_bases(tmp_path: Path
     (engine,) = planned(chosen)
     (server,) = planned_servers(chosen, [engine])
     assert (engine.name, server.name, server.server.names) == ("engine", "big", {"big": "Big"})
-    state = server.watcher(chosen).state
+    state = watcher_of(server, chosen).state
     assert (state.kind, state.url, state.base_name) == ("openai", "http://a:1", "big")
     for taken in (entry.format("tenon-tiny", "x"), entry.format("engine", "x"), entry.format("big", "x") * 2):
         with pytest.raises(ConfigError, match="two entries are called"):

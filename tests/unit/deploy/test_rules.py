@@ -13,11 +13,11 @@ import typer
 
 from deploy.cli_stack import settings_of
 from deploy.cli_train import given
-from deploy.controller import read_stack, write_stack
 from deploy.extras import PACKAGES, need
 from deploy.pipeline import train_and_register
 from deploy.sampling_options import assignments
 from deploy.snippets import curl_snippet, python_snippet
+from deploy.stack_file import read_stack, write_stack
 from serve.config import Settings
 from serve.errors import ConfigError, DataError, InputError, RecipeError
 from serve.names import parse_version
@@ -159,10 +159,10 @@ def test_make_hands_values_to_the_command_as_they_are(tmp_path: Path, text: str)
             "train-and-deploy",
             f"TENON={tenon}",
             f"PYTHON={setup}",
+            "ARGS=",  # `make test ARGS=…` is not for this one
             *(f"{name}={text}" for name in names),
         ],
         cwd=Path(__file__).parents[3],
-        # What `make test ARGS=…` was told is not for this one.
         env={name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MFLAGS"},
         check=True,
     )

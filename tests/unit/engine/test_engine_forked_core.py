@@ -73,6 +73,7 @@ SERVER = textwrap.dedent("""
         @classmethod
         def check_and_update_config(cls, vllm_config): ...
 
+    os.register_at_fork(after_in_child=lambda: time.sleep(float(sys.argv[1])))
     fork_the_core(Platform)
     core = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
     core.start()
@@ -81,8 +82,11 @@ SERVER = textwrap.dedent("""
 """)
 
 
-def test_the_core_ends_with_a_server_that_is_killed():
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as server:
+@pytest.mark.parametrize("late", ["0", "0.5"])
+def test_the_core_ends_with_a_server_that_is_killed(late):
+    """Also with one that is killed before its fork has done anything."""
+    command = [sys.executable, "-c", SERVER, late]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         core = psutil.Process(int(server.stdout.readline()))
         assert core.ppid() == server.pid

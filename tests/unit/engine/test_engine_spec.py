@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve.engine.spec import GIB, PLUGIN, START_PLUGIN, EngineSpec, installed_device, kv_cache_gib
+from serve.engine.device import installed_device
+from serve.engine.spec import GIB, PLUGIN, START_PLUGIN, EngineSpec, kv_cache_gib
 from serve.errors import ConfigError
 from serve.registry.serving import Serving
 

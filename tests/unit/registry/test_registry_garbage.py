@@ -275,7 +275,7 @@ def fresh(place: Place) -> Iterator[Registry]:
 
 
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
