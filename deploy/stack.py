@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -28,7 +29,8 @@ from serve.records import read_json
 from serve.registry import Registry
 
 CONTROLLER_GRACE = 75.0  # seconds: the gateway's 30 and the engine's 15, and room
-READY_AFTER_ENGINE = 120.0  # seconds for the gateway, and for adapters to load, once the engine is ready
+READY_AFTER_ENGINE = 120.0  # seconds for the gateway, once the engine is ready
+LOADED_AFTER_READY = 60.0  # seconds for what aliases mean to be loaded; then they are told to be on their way
 
 
 def up(settings: Settings, say: Callable[[str], None]) -> Status:
@@ -97,7 +99,9 @@ def undo(child: "subprocess.Popen[bytes]", home: Path, before: Status) -> None:
 def wait_until_up(
     settings: Settings, child: "subprocess.Popen[bytes] | None", say: Callable[[str], None]
 ) -> Status:
-    """Wait for engines and gateway, saying what is going on; ``child`` is the controller if we started it.
+    """Wait for engines, gateway and the adapters that aliases mean, saying what is going on.
+
+    ``child`` is the controller if we started it.
 
     A first start that fails is given up at once, as it would fail again; in a stack that ran before, the
     controller is given one more try. An engine that fails is not waited for where another one has its base.
@@ -109,11 +113,15 @@ def wait_until_up(
     }
     plan = planned(settings)
     names = [part.name for part in plan] + [part.name for part in planned_servers(settings, plan)]
-    while time.monotonic() < deadline:
+    patience = math.inf
+    while time.monotonic() < deadline or patience < math.inf:
         now = processes(settings.home)
         failed = failures(settings, started, tries)
         if all_up(now, names, failed) and answers(f"{now.url}/readyz"):
-            return status(settings.home)
+            now = status(settings.home)
+            patience = min(patience, time.monotonic() + LOADED_AFTER_READY)
+            if not now.coming or time.monotonic() > patience:
+                return now
         if (child.poll() is not None) if child is not None else not now.controller.running:
             raise EngineStartFailed(
                 f"the controller ended: {last_line(settings.logs / 'controller.log')}",
@@ -182,7 +190,7 @@ def progress_of(settings: Settings, now: Status) -> str:
             return f"{name}: {engine.get('stage') or engine.get('state', 'starting')}"
     if not now.engines:
         return "engine: starting"
-    return "gateway" if not now.gateway.running else "adapters"
+    return ", ".join(now.coming) if now.coming else "gateway"
 
 
 def down(home: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import hypothesis
@@ -13,6 +14,7 @@ from support.postgres import Cluster, binaries, required
 from support.stack import RunningStack
 
 from deploy import stack as stacks
+from deploy.net import answers
 from deploy.status import status
 from serve.config import Settings
 from serve.registry import Registry
@@ -38,6 +40,9 @@ def fake_engine() -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "serve.engine.fake", "--port", str(port), "--model", "tenon-tiny"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not answers(f"http://127.0.0.1:{port}/health"):
+        assert server.poll() is None, "it did not start"
+        time.sleep(0.05)
     yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait()

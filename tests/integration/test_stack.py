@@ -18,6 +18,9 @@ from support.ports import free_port
 
 from deploy import stack
 from deploy.status import Status, status
+from evalsuite.load.adapters import write_adapter
+from serve.registry import Registry
+from serve.registry.base import identify_base
 
 
 @pytest.fixture
@@ -47,6 +50,19 @@ def test_recovery_needs_no_options(home: Path, fake_engine: str) -> None:
     after = status(home)
     assert after.healthy
     assert after.url == before.url
+
+
+def test_up_waits_for_what_aliases_mean(home: Path, fake_engine: str, tmp_path: Path) -> None:
+    base = identify_base("tenon-tiny")
+    with Registry.open(home) as registry:
+        version = registry.register(write_adapter(tmp_path / "adapter", base), "faq", base, max_rank=64)
+        registry.set_alias("faq", version.ref, forced=True)
+    slow = {"kind": "slow_load", "seconds": 3.0}
+    httpx.post(f"{fake_engine}/_fake/faults", json={"faults": [slow]}).raise_for_status()
+    now = up(home, fake_engine)
+    body = {"model": "faq", "messages": [{"role": "user", "content": "x"}]}
+    answer = httpx.post(f"{now.url}/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["model"]) == (200, "faq@v1")
 
 
 def test_up_and_down_speak_json(home: Path, fake_engine: str) -> None:
