@@ -24,7 +24,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 option = $(if $(value $(1)),--$(2) $(call quoted,$(1)))
 STACK = $(call option,MODEL,model) $(call option,PORT,port)
 
-.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead bench-hangups bench-training bench-starts clean
+.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead bench-hangups bench-training bench-starts bench-processes clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ bench-training: setup ## Measure training on a CPU, rows padded beside rows that
 
 bench-starts: setup ## Measure how soon an engine is ready, its core in a fresh interpreter beside a forked one
 	@$(BIN)/python -m evalsuite.load.starts $(ARGS)
+
+bench-processes: setup ## Measure how long a training's process and a command take, as they are and without our care
+	@$(BIN)/python -m deploy.bench_processes $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
 	-@if [ -x $(TENON) ]; then $(TENON) down; fi
