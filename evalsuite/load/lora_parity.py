@@ -6,6 +6,9 @@ read the same text, so there the log-probabilities must agree; and a first diffe
 that were as good as equally likely to vLLM's own code, as bfloat16 rounds. That is asked one question at a time, as
 vLLM's code gives other answers, also of the base, when adapters are mixed in a batch. Ours must not: asked many at
 once, it is compared with itself.
+
+With ``--reference``, vLLM's code is asked in float32 as well. How far both are from that is what rounding does, and
+decides what counts as equally likely: a lead that vLLM's own rounding could turn.
 """
 
 import argparse
@@ -153,10 +156,14 @@ async def answers(
             await engine.stop()
 
 
-async def check(options: argparse.Namespace) -> tuple[Parity, Parity, int]:
-    """Ask both engines, one after the other; compare ours with vLLM's, and ours in batches with ours alone.
+JUDGED = ("vLLM's code and ours", "ours alone and mixed")
 
-    The third result is how many of vLLM's answers the adapters changed.
+
+async def check(options: argparse.Namespace) -> tuple[dict[str, Parity], int]:
+    """Ask the engines, one after the other; compare ours with vLLM's, and ours in batches with ours alone.
+
+    With a reference, both are compared with that, too. The second result is how many of vLLM's answers the adapters
+    changed.
     """
     with tempfile.TemporaryDirectory() as folder:
         base = chosen_base(options, Path(folder))
@@ -166,19 +173,42 @@ async def check(options: argparse.Namespace) -> tuple[Parity, Parity, int]:
             )
             for rank in options.ranks
         }
+        given, exact = type_option(options), ("--dtype", "float32")
+        ways = [(UnpluggedSpec, 1, given), (EngineSpec, 1, given), (EngineSpec, options.at_once, given)]
         found = []
-        for kind, at_once in ((UnpluggedSpec, 1), (EngineSpec, 1), (EngineSpec, options.at_once)):
+        for kind, at_once, dtype in [*ways, (UnpluggedSpec, 1, exact)][: 4 if options.reference else 3]:
             spec = kind(
                 base.path,
                 base.name,
                 max_loras=len(adapters),
                 max_lora_rank=max(8, *options.ranks),
-                extra_args=type_option(options),
+                extra_args=dtype,
             )
             found.append(await answers(spec, adapters, options, at_once))
-    stock, ours, mixed = found
-    changed = moved(stock, 1 + len(adapters))
-    return compare(stock, ours, options.tie), compare(ours, mixed, options.tie), changed
+    stock, ours, mixed, *reference = found
+    return judged(stock, ours, mixed, options.tie, *reference), moved(stock, 1 + len(adapters))
+
+
+def judged(
+    stock: Sequence[Sequence[Token]],
+    ours: Sequence[Sequence[Token]],
+    mixed: Sequence[Sequence[Token]],
+    tie: float,
+    reference: Sequence[Sequence[Token]] | None = None,
+) -> dict[str, Parity]:
+    """The comparisons; with a ``reference``, a tie is at least what rounding makes of vLLM's code.
+
+    Each of two tokens may be as far from the reference as its furthest was, so their lead moves by twice that.
+    """
+    to_reference = {}
+    if reference is not None:
+        to_reference = {
+            "float32 and vLLM's code": compare(reference, stock, tie),
+            "float32 and ours": compare(reference, ours, tie),
+        }
+        tie = max(tie, 2 * to_reference["float32 and vLLM's code"].worst)
+    first, second = JUDGED
+    return {first: compare(stock, ours, tie), second: compare(ours, mixed, tie), **to_reference}
 
 
 def main() -> int:
@@ -194,10 +224,12 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32, help="longest answer")
     parser.add_argument("--at-once", type=int, default=32, help="requests at once")
     parser.add_argument("--tie", type=float, default=0.13, help="lead in nats that rounding may turn")
+    parser.add_argument(
+        "--reference", action="store_true", help="ask vLLM's code in float32, too, and take ties from that"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    alone, mixed, changed = asyncio.run(check(options))
-    results = {"vLLM's code and ours": alone, "ours alone and mixed": mixed}
+    results, changed = asyncio.run(check(options))
     console = Console(highlight=False)
     if options.json:
         console.print_json(
@@ -213,7 +245,7 @@ def main() -> int:
             console.print(f"  {example}", soft_wrap=True)
     if not options.json:
         console.print(f"the adapters change {changed} answers" + ("" if changed else ": raise --scale"))
-    return 1 if not changed or any(found.different for found in results.values()) else 0
+    return 1 if not changed or any(results[name].different for name in JUDGED) else 0
 
 
 if __name__ == "__main__":

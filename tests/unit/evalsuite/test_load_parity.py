@@ -1,6 +1,6 @@
 import pytest
 
-from evalsuite.load.lora_parity import Token, compare, moved, questions
+from evalsuite.load.lora_parity import Token, compare, judged, moved, questions
 
 A, B = Token("a", -0.1, 3.0), Token("b", -0.7, 0.01)
 
@@ -37,3 +37,15 @@ def test_the_questions_differ_from_each_other():
 def test_the_top_two_say_how_far_a_token_was_ahead():
     top = [{"logprob": -0.25}, {"logprob": -1.5}]
     assert Token.of({"token": "x", "logprob": -0.25, "top_logprobs": top}) == Token("x", -0.25, 1.25)
+
+
+def test_a_reference_says_which_leads_rounding_may_turn():
+    lead = 0.25
+    stock, ours = [[Token("a", -2.1, lead), B]], [[Token("c", -2.2, 0.0), B]]
+    assert judged(stock, ours, ours, 0.13)["vLLM's code and ours"].different == 1
+    for moved_by, differ in ((0.05, 1), (0.13, 0)):
+        reference = [[Token("a", -2.1 + moved_by, 0.1), Token("d", -1.0, 3.0)]]
+        found = judged(stock, ours, ours, 0.13, reference)
+        assert found["vLLM's code and ours"].different == differ
+        assert found["float32 and vLLM's code"].worst == pytest.approx(moved_by)
+        assert found["float32 and ours"].tokens == 0
