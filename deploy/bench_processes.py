@@ -49,7 +49,8 @@ class Life:
 
 def live(code: str, home: Path) -> Life:
     """Run code in a process of its own."""
-    environment = {**os.environ, "TENON_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("TENON_")}
+    environment = {**others, "TENON_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, stdout=subprocess.DEVNULL)
     passed, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,5 +1,6 @@
 """The command ``tenon``."""
 
+import atexit
 import gc
 import signal
 import sys
@@ -56,6 +57,7 @@ def common(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: the edge where errors become messages and exit codes."""
+    atexit.register(gc.freeze)  # nothing is worth looking for then, and the search takes part of a second
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has its way
             signal.signal(number, interrupt)
@@ -67,8 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, a person gets one line
         report_error(crash.report(error))
         sys.exit(TenonError.exit_code)
-    finally:
-        gc.freeze()  # what is alive is no garbage: looking through it takes Python 0.4 s at its end
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from deploy import stack
 from deploy.console import console, for_scripts, note, print_json, state_text, step
+from deploy.serving import wait_for_aliases
 from deploy.stack_file import read_stack
 from deploy.status import Status, processes
 from deploy.status import status as status_of
@@ -88,8 +89,12 @@ def up(
     """Start the engines, the gateway and the controller, or recover what died."""
     settings = settings_to_run(context, model=model, port=port, host=host, engine_url=engine_url)
     with step("up") as current:
-        now = stack.up(settings, current.say)
+        stack.up(settings, current.say)
+        coming = wait_for_aliases(settings, current.say)
+        now = status_of(settings.home)
         current.result = f"{now.base} at {now.url}/v1"
+    for version in coming:
+        note(f"{version} is still on its way; see `tenon status`", "yellow")
     if not asks_for_keys(settings):
         note("no keys: loopback only; with the first `tenon keys create NAME` the gateway asks for them")
     if as_json:

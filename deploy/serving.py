@@ -26,10 +26,12 @@ from serve.registry import Alias, Registry, Version
 from serve.registry.evidence import check_gate, verdict_of
 
 LOAD_TIMEOUT = 300.0  # seconds, an engine that restarts meanwhile included
+ALIASES_PATIENCE = 60.0  # seconds that a stack which comes up is given to load what aliases mean
 ROUTE_TIMEOUT = 10.0  # seconds for the gateway to route by a change of the registry
 POLL = 0.05
 LEASE = 60.0  # seconds that a command's want outlives the command
 BEATS = 4  # renewals in that time
+COMING = ("pending", "loading")  # a pending row with a reason has no room
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,35 @@ def wait_until_loaded(
     raise EngineUnavailable(
         f"{ref} was not loaded after {LOAD_TIMEOUT:.0f} s", "see `tenon status` and the engine's log"
     )
+
+
+def wait_for_aliases(settings: Settings, say: Callable[[str], None]) -> list[str]:
+    """Wait until what aliases mean answers requests; returns the versions that are still on their way after a minute.
+
+    What failed, and what no engine here that answers could load, is not waited for. For a stack that is up.
+    """
+    until = time.monotonic() + ALIASES_PATIENCE
+    with Registry.of(settings) as registry:
+        while coming := on_their_way(registry, settings):
+            if time.monotonic() > until:
+                return coming
+            say(", ".join(coming))
+            time.sleep(5 * POLL)
+        wait_for_routes(registry, require_up(settings.home).url)
+    return []
+
+
+def on_their_way(registry: Registry, settings: Settings) -> list[str]:
+    """Versions that aliases mean and no engine of this stack answers for yet, though one of those that answer will."""
+    rows = {(row.engine, row.ref): row for row in registry.loaded()}
+    found = []
+    for ref in sorted({ref for alias in registry.aliases() for ref in alias.refs}, key=str):
+        _, able = engines_up(settings, registry.version(ref).base_digest)
+        states = [rows.get((name, ref)) for name in able]
+        ready = any(row is not None and row.state == "ready" for row in states)
+        if not ready and any(row is None or (row.state in COMING and not row.reason) for row in states):
+            found.append(str(ref))
+    return found
 
 
 def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str]]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -30,7 +29,6 @@ from serve.registry import Registry
 
 CONTROLLER_GRACE = 75.0  # seconds: the gateway's 30 and the engine's 15, and room
 READY_AFTER_ENGINE = 120.0  # seconds for the gateway, once the engine is ready
-LOADED_AFTER_READY = 60.0  # seconds for what aliases mean to be loaded; then they are told to be on their way
 
 
 def up(settings: Settings, say: Callable[[str], None]) -> Status:
@@ -99,9 +97,7 @@ def undo(child: "subprocess.Popen[bytes]", home: Path, before: Status) -> None:
 def wait_until_up(
     settings: Settings, child: "subprocess.Popen[bytes] | None", say: Callable[[str], None]
 ) -> Status:
-    """Wait for engines, gateway and the adapters that aliases mean, saying what is going on.
-
-    ``child`` is the controller if we started it.
+    """Wait for engines and gateway, saying what is going on; ``child`` is the controller if we started it.
 
     A first start that fails is given up at once, as it would fail again; in a stack that ran before, the
     controller is given one more try. An engine that fails is not waited for where another one has its base.
@@ -113,15 +109,11 @@ def wait_until_up(
     }
     plan = planned(settings)
     names = [part.name for part in plan] + [part.name for part in planned_servers(settings, plan)]
-    patience = math.inf
-    while time.monotonic() < deadline or patience < math.inf:
+    while time.monotonic() < deadline:
         now = processes(settings.home)
         failed = failures(settings, started, tries)
         if all_up(now, names, failed) and answers(f"{now.url}/readyz"):
-            now = status(settings.home)
-            patience = min(patience, time.monotonic() + LOADED_AFTER_READY)
-            if not now.coming or time.monotonic() > patience:
-                return now
+            return status(settings.home)
         if (child.poll() is not None) if child is not None else not now.controller.running:
             raise EngineStartFailed(
                 f"the controller ended: {last_line(settings.logs / 'controller.log')}",
@@ -190,7 +182,7 @@ def progress_of(settings: Settings, now: Status) -> str:
             return f"{name}: {engine.get('stage') or engine.get('state', 'starting')}"
     if not now.engines:
         return "engine: starting"
-    return ", ".join(now.coming) if now.coming else "gateway"
+    return "gateway"
 
 
 def down(home: Path) -> list[str]:
@@ -219,12 +211,12 @@ def end_gateway(home: Path) -> bool:
 
 def end_engines(home: Path, kept: Collection[str] = ()) -> list[str]:
     """End the engines of our own, but for those that are ``kept``, with all that they started; those that ended."""
+    # Imported here, as it brings the engine's client, which takes as long as the rest of most commands.
+    from serve.engine.process import end_recorded
+
     ended = []
     for name, path in record_files(home / "run").items():
         if name not in kept:
-            # Imported here, as it brings the engine's client, which takes as long as the rest of a command.
-            from serve.engine.process import end_recorded
-
             ended += [name] * asyncio.run(end_recorded(read_json(path)))
             forget(path)
     return ended

@@ -61,17 +61,6 @@ class Status:
         parts = (self.controller, self.engine, self.gateway, *self.engines.values())
         return all(part.pid is None for part in parts)
 
-    @property
-    def coming(self) -> list[str]:
-        """Versions that aliases mean and no engine answers for yet, but one is about to."""
-        ready = {row["version"] for row in self.adapters if row["state"] == "ready"}
-        on_their_way = (
-            row["version"]
-            for row in self.adapters
-            if row["aliases"] and row["state"] in ("pending", "loading") and not row["reason"]
-        )
-        return [version for version in on_their_way if version not in ready]
-
     def to_dict(self) -> dict[str, Any]:
         """The status for a script to read."""
         return {**asdict(self), "home": str(self.home), "healthy": self.healthy}

@@ -107,6 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the disk is full
+            stream.flush()
     # Not sys.exit: Python takes apart what the libraries made, which takes seconds.
     os._exit(code)

@@ -1,6 +1,6 @@
 """``make check-lora-cpu``: our LoRA code for CPUs must say what vLLM's says.
 
-Starts the real engine twice, without and with our plugin. Each answers the same questions greedily, as the base and as
+Starts the real engine without and with our plugin. Each answers the same questions greedily, as the base and as
 several adapters in turn, and gives the log-probabilities. Up to the first token in which the two engines differ they
 read the same text, so there the log-probabilities must agree; and a first difference is allowed only between tokens
 that were as good as equally likely to vLLM's own code, as bfloat16 rounds. That is asked one question at a time, as
@@ -8,7 +8,7 @@ vLLM's code gives other answers, also of the base, when adapters are mixed in a 
 once, it is compared with itself.
 
 With ``--reference``, vLLM's code is asked in float32 as well. How far both are from that is what rounding does, and
-decides what counts as equally likely: a lead that vLLM's own rounding could turn.
+decides what counts as equally likely between the two: a lead that vLLM's own rounding could turn, up to twice the tie.
 """
 
 import argparse
@@ -176,7 +176,9 @@ async def check(options: argparse.Namespace) -> tuple[dict[str, Parity], int]:
         given, exact = type_option(options), ("--dtype", "float32")
         ways = [(UnpluggedSpec, 1, given), (EngineSpec, 1, given), (EngineSpec, options.at_once, given)]
         found = []
-        for kind, at_once, dtype in [*ways, (UnpluggedSpec, 1, exact)][: 4 if options.reference else 3]:
+        if options.reference:
+            ways.append((UnpluggedSpec, 1, exact))
+        for kind, at_once, dtype in ways:
             spec = kind(
                 base.path,
                 base.name,
@@ -196,19 +198,20 @@ def judged(
     tie: float,
     reference: Sequence[Sequence[Token]] | None = None,
 ) -> dict[str, Parity]:
-    """The comparisons; with a ``reference``, a tie is at least what rounding makes of vLLM's code.
+    """The comparisons; with a ``reference``, a tie of vLLM's code and ours is what rounding makes of vLLM's.
 
-    Each of two tokens may be as far from the reference as its furthest was, so their lead moves by twice that.
+    Each of two tokens may be as far from the reference as its furthest was, so their lead moves by twice that; but
+    more than twice the given ``tie`` is no tie.
     """
-    to_reference = {}
+    to_reference, rounded = {}, tie
     if reference is not None:
         to_reference = {
             "float32 and vLLM's code": compare(reference, stock, tie),
             "float32 and ours": compare(reference, ours, tie),
         }
-        tie = max(tie, 2 * to_reference["float32 and vLLM's code"].worst)
+        rounded = min(max(tie, 2 * to_reference["float32 and vLLM's code"].worst), 2 * tie)
     first, second = JUDGED
-    return {first: compare(stock, ours, tie), second: compare(ours, mixed, tie), **to_reference}
+    return {first: compare(stock, ours, rounded), second: compare(ours, mixed, tie), **to_reference}
 
 
 def main() -> int:

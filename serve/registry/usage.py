@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from importlib import import_module
 from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, func, select
@@ -65,9 +64,13 @@ def add(connection: Connection, deltas: Iterable[UsageDelta]) -> None:
     if not sums:
         return
     rows = [dict(zip(FIELDS + COUNTS, (*key, *values), strict=True)) for key, values in sums.items()]
-    # The two spell it alike, but SQLAlchemy keeps what is not standard SQL apart. By name, as few need PostgreSQL's,
-    # which takes long to import.
-    dialect: Any = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
+    # The two spell it alike, but SQLAlchemy keeps what is not standard SQL apart. Imported here, as PostgreSQL's takes
+    # long and few need it.
+    dialect: Any
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects import sqlite as dialect
+    else:
+        from sqlalchemy.dialects import postgresql as dialect
     new = dialect.insert(usage)
     more = {name: usage.c[name] + new.excluded[name] for name in COUNTS}
     connection.execute(new.on_conflict_do_update(index_elements=list(FIELDS), set_=more), rows)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import psutil
 import pytest
@@ -21,7 +20,9 @@ from serve.registry import Registry
 class Mistaken(EngineClient):
     """Has the engine load other files than it was told, as an engine with a fault would."""
 
-    instead: ClassVar[dict[str, Path]] = {}
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.instead: dict[str, Path] = {}
 
     async def load(self, engine_name: str, path: Path) -> float:
         return await super().load(engine_name, self.instead.get(engine_name, path))
@@ -30,7 +31,9 @@ class Mistaken(EngineClient):
 @pytest.fixture
 def engine(stack: RunningStack) -> Iterator[str]:
     """The engine's URL, while its controller looks away: it would unload what it does not know."""
-    controller = psutil.Process(status(stack.settings.home).controller.pid)
+    pid = status(stack.settings.home).controller.pid
+    assert pid is not None
+    controller = psutil.Process(pid)
     controller.suspend()
     yield str(read_records(stack.settings.state)["engine"]["url"])
     controller.resume()
@@ -58,14 +61,14 @@ async def test_it_is_refused_by_the_others_answers_and_by_its_own(
 
         async with Mistaken(engine) as client:
             held = {card.name for card in await client.list()}
-            Mistaken.instead = {two.engine_name: one.path}
+            client.instead = {two.engine_name: one.path}
             first = life()
             found = await reconcile(registry, client, "engine", stack.base, first)
             assert list(found.failed) == [two.engine_name]
             assert f"answers for {two.engine_name} as {one.engine_name} does" in found.failed[two.engine_name]
             assert {card.name for card in await client.list()} == {*held, one.engine_name}
 
-            Mistaken.instead = {}
+            client.instead = {}
             first.failures[two.engine_name].retry_at = 0.0
             found = await reconcile(registry, client, "engine", stack.base, first)
             assert (found.loaded, found.failed) == ([two.engine_name], {})
@@ -74,12 +77,12 @@ async def test_it_is_refused_by_the_others_answers_and_by_its_own(
             registry.unwant(two.ref)
             for version in (one, two):
                 await client.unload(version.engine_name)
-            Mistaken.instead = {one.engine_name: two.path}
+            client.instead = {one.engine_name: two.path}
             found = await reconcile(registry, client, "engine", stack.base, life())
             assert "does not answer for" in found.failed[one.engine_name]
             assert "as it did when that was first proven" in found.failed[one.engine_name]
 
-            Mistaken.instead = {}
+            client.instead = {}
             found = await reconcile(registry, client, "engine", stack.base, life())
             assert (found.loaded, found.failed) == ([one.engine_name], {})
             await client.unload(one.engine_name)

@@ -57,7 +57,7 @@ def test_up_waits_for_what_aliases_mean(home: Path, fake_engine: str, tmp_path: 
     with Registry.open(home) as registry:
         version = registry.register(write_adapter(tmp_path / "adapter", base), "faq", base, max_rank=64)
         registry.set_alias("faq", version.ref, forced=True)
-    slow = {"kind": "slow_load", "seconds": 3.0}
+    slow = {"kind": "slow_load", "seconds": 10.0}
     httpx.post(f"{fake_engine}/_fake/faults", json={"faults": [slow]}).raise_for_status()
     now = up(home, fake_engine)
     body = {"model": "faq", "messages": [{"role": "user", "content": "x"}]}

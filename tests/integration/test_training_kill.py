@@ -59,8 +59,8 @@ def killed_at(step: int, home: Path, recipe: Path, *, worker_only: bool) -> int:
 def test_killed_at_random_steps(tmp_path: Path) -> None:
     home, recipe = tmp_path / "home", tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
-    assert killed_at(random.randint(5, 12), home, recipe, worker_only=True) == 6
-    assert killed_at(random.randint(13, STEPS - 4), home, recipe, worker_only=False) == -signal.SIGKILL
+    assert killed_at(random.randint(5, 8), home, recipe, worker_only=True) == 6
+    assert killed_at(random.randint(16, STEPS - 4), home, recipe, worker_only=False) == -signal.SIGKILL
     done = tenon(home, "train", str(recipe))
     assert done.returncode == 0, done.stderr
     assert "resumed at" in done.stdout

@@ -29,6 +29,15 @@ def test_help_and_status_work(tmp_path: object) -> None:
     assert run("--home", str(tmp_path), "adapters", "list").returncode == 0
 
 
+def test_commands_import_no_client_of_engines() -> None:
+    code = (
+        "import sys, deploy.cli\n"
+        "print([name for name in ('aiohttp', 'serve.engine.client', 'alembic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_what_needs_more_says_so(tmp_path: object) -> None:
     done = run("--home", str(tmp_path), "run")
     assert done.returncode == 2

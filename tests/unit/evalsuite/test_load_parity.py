@@ -43,9 +43,16 @@ def test_a_reference_says_which_leads_rounding_may_turn():
     lead = 0.25
     stock, ours = [[Token("a", -2.1, lead), B]], [[Token("c", -2.2, 0.0), B]]
     assert judged(stock, ours, ours, 0.13)["vLLM's code and ours"].different == 1
-    for moved_by, differ in ((0.05, 1), (0.13, 0)):
+    for moved_by, differ in ((0.05, 1), (0.13, 0), (1.0, 0)):
         reference = [[Token("a", -2.1 + moved_by, 0.1), Token("d", -1.0, 3.0)]]
-        found = judged(stock, ours, ours, 0.13, reference)
+        found = judged(stock, ours, stock, 0.13, reference)
         assert found["vLLM's code and ours"].different == differ
         assert found["float32 and vLLM's code"].worst == pytest.approx(moved_by)
         assert found["float32 and ours"].tokens == 0
+
+
+def test_a_reference_makes_no_tie_of_what_leads_clearly_nor_between_ours_and_ours():
+    stock, ours = [[Token("a", -2.1, 0.3)]], [[Token("c", -2.2, 0.3)]]
+    found = judged(stock, ours, [[Token("a", -2.1, 0.2)]], 0.13, [[Token("a", -9.0, 3.0)]])
+    assert found["vLLM's code and ours"].different == 1
+    assert found["ours alone and mixed"].different == 1

@@ -44,7 +44,7 @@ class Target:
         return int(self._process.memory_info().rss)
 
     async def send(self, head: str, pieces: Any = (), *, end: str = "\r\n\r\n") -> bytes:
-        """Send a head and pieces of a body until the gateway answers or cuts; return what it said."""
+        """Send a head and pieces of a body, to the end or until the gateway cuts; return what it said."""
 
         def speak() -> bytes:
             # Not by asyncio, which on a failed write throws away what was said before the cut.

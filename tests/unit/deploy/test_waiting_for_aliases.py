@@ -1,0 +1,75 @@
+"""What a stack that comes up waits for: what aliases mean, as far as its own engines will hold it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy import serving
+from deploy.serving import on_their_way, wait_for_aliases
+from evalsuite.load.adapters import write_adapter
+from serve.config import Settings
+from serve.engine.state import record_file
+from serve.records import write_json
+from serve.registry import Registry
+from serve.registry.base import identify_base
+
+States = dict[str, tuple[str, str]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.read(home=tmp_path / "home")
+
+
+@pytest.fixture
+def registry(settings: Settings, tmp_path: Path) -> Iterator[Registry]:
+    """Two versions, of which the alias means the second."""
+    base = identify_base("tenon-tiny")
+    with Registry.of(settings) as opened:
+        for seed in range(2):
+            opened.register(write_adapter(tmp_path / str(seed), base, seed=seed), "faq", base, max_rank=64)
+        opened.set_alias("faq", "faq@v2", forced=True)
+        yield opened
+
+
+def engines(settings: Settings, registry: Registry, **states: States) -> None:
+    """Engines that answer, and what each says of versions."""
+    for name, said in states.items():
+        if name != "another_machines":
+            digest = registry.version("faq@v2").base_digest
+            content = {"engine_id": name, "state": "ready", "base_digest": digest}
+            write_json(record_file(settings.state, name), content)
+        registry.set_loaded(name, said)
+
+
+@pytest.mark.parametrize(
+    ("states", "coming"),
+    [
+        ({}, []),
+        ({"engine": {}}, ["faq@v2"]),
+        ({"engine": {"faq@v2": ("pending", "")}}, ["faq@v2"]),
+        ({"engine": {"faq@v2": ("loading", "")}}, ["faq@v2"]),
+        ({"engine": {"faq@v2": ("ready", ""), "faq@v1": ("loading", "")}}, []),
+        ({"engine": {"faq@v2": ("failed", "its rank is too high")}}, []),
+        ({"engine": {"faq@v2": ("pending", "no room")}}, []),
+        ({"engine": {"faq@v2": ("loading", "")}, "second": {"faq@v2": ("ready", "")}}, []),
+        ({"engine": {"faq@v2": ("loading", "")}, "another_machines": {"faq@v2": ("ready", "")}}, ["faq@v2"]),
+        ({"another_machines": {"faq@v2": ("pending", "")}}, []),
+    ],
+)
+def test_what_is_waited_for(
+    settings: Settings, registry: Registry, states: dict[str, States], coming: list[str]
+) -> None:
+    engines(settings, registry, **states)
+    assert on_their_way(registry, settings) == coming
+
+
+def test_what_takes_too_long_is_told(
+    settings: Settings, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "ALIASES_PATIENCE", 0.5)
+    engines(settings, registry, engine={"faq@v2": ("loading", "")})
+    said: list[str] = []
+    assert wait_for_aliases(settings, said.append) == ["faq@v2"]
+    assert set(said) == {"faq@v2"}
