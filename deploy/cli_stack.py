@@ -90,7 +90,12 @@ def up(
     settings = settings_to_run(context, model=model, port=port, host=host, engine_url=engine_url)
     with step("up") as current:
         stack.up(settings, current.say)
-        coming = wait_for_aliases(settings, current.say)
+        try:
+            coming = wait_for_aliases(settings, current.say)
+        except KeyboardInterrupt:
+            if not detach:
+                stack.down(settings.home)
+            raise
         now = status_of(settings.home)
         current.result = f"{now.base} at {now.url}/v1"
     for version in coming:

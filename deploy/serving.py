@@ -19,6 +19,7 @@ from serve.errors import (
     AdapterLoadFailed,
     EngineUnavailable,
     StorageError,
+    TenonError,
     VersionNotFound,
 )
 from serve.names import VersionRef, check_name
@@ -103,10 +104,11 @@ def wait_until_loaded(
 def wait_for_aliases(settings: Settings, say: Callable[[str], None]) -> list[str]:
     """Wait until what aliases mean answers requests; returns the versions that are still on their way after a minute.
 
-    What failed, and what no engine here that answers could load, is not waited for. For a stack that is up.
+    What failed, and what no engine here that answers could load, is not waited for. For a stack that is up; what goes
+    wrong with it meanwhile ends the wait, and its status tells.
     """
     until = time.monotonic() + ALIASES_PATIENCE
-    with Registry.of(settings) as registry:
+    with suppress(TenonError), Registry.of(settings) as registry:
         while coming := on_their_way(registry, settings):
             if time.monotonic() > until:
                 return coming

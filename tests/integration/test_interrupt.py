@@ -7,11 +7,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from support.commands import TENON, environment
 from support.ports import free_port
 
+from deploy.net import answers
+from deploy.status import status
 from evalsuite.load.adapters import write_adapter
 from serve.registry import Registry
 from serve.registry.base import identify_base
@@ -124,6 +127,25 @@ def test_up_in_the_foreground(home: Path, fake_engine: str) -> None:
     assert any("serve.gateway" in line for line in command.left())
     assert command.interrupt() == INTERRUPTED
     command.assert_gone()
+
+
+def test_up_in_the_foreground_while_it_waits_for_aliases(
+    home: Path, tmp_path: Path, fake_engine: str
+) -> None:
+    base = identify_base("tenon-tiny")
+    with Registry.open(home) as registry:
+        version = registry.register(write_adapter(tmp_path / "adapter", base), "faq", base, max_rank=64)
+        registry.set_alias("faq", version.ref, forced=True)
+    slow = {"kind": "slow_load", "seconds": 60.0}
+    httpx.post(f"{fake_engine}/_fake/faults", json={"faults": [slow]}).raise_for_status()
+    command = Command(home, "up", "--port", str(free_port()), TENON_ENGINE_URL=fake_engine)
+    wait_until_left(command, "serve.gateway", 60)
+    while not answers(f"{status(home).url}/readyz"):
+        time.sleep(0.1)
+    time.sleep(1.5)  # the command has seen that, too, and waits for the adapter
+    assert command.interrupt() == INTERRUPTED
+    command.assert_gone()
+    assert "Running until" not in command.seen
 
 
 def test_a_stack_that_was_up_stays_up(home: Path, tmp_path: Path, fake_engine: str) -> None:

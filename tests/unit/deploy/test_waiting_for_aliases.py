@@ -73,3 +73,7 @@ def test_what_takes_too_long_is_told(
     said: list[str] = []
     assert wait_for_aliases(settings, said.append) == ["faq@v2"]
     assert set(said) == {"faq@v2"}
+
+
+def test_a_stack_that_goes_down_meanwhile_ends_the_wait(settings: Settings, registry: Registry) -> None:
+    assert wait_for_aliases(settings, print) == []
