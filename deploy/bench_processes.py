@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evalsuite.load.machine import describe
+from evalsuite.load.turns import turns
 from evalsuite.load.verdict import Goal, add_json_option, report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,11 +62,10 @@ def measure(kind: str, rounds: int) -> dict[str, list[Life]]:
     """The lives of a kind of process by round, each way."""
     found: dict[str, list[Life]] = {way: [] for way in CODE[kind]}
     with tempfile.TemporaryDirectory() as home:
-        for number in range(rounds + 1):
-            for way, code in list(CODE[kind].items())[:: 1 if number % 2 else -1]:
-                one = live(code, Path(home))
-                if number:
-                    found[way].append(one)
+        for way, code, counts in turns(CODE[kind], rounds):
+            one = live(code, Path(home))
+            if counts:
+                found[way].append(one)
     return found
 
 

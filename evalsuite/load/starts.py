@@ -18,6 +18,7 @@ import psutil
 from evalsuite.load import stand
 from evalsuite.load.lora_cpu import add_base_options, chosen_base, type_option
 from evalsuite.load.machine import describe
+from evalsuite.load.turns import turns
 from evalsuite.load.verdict import Goal, add_json_option, report
 from serve.engine.spec import START_PLUGIN, EngineSpec
 
@@ -55,11 +56,10 @@ async def measure(specs: Mapping[str, EngineSpec], rounds: int) -> dict[str, lis
     """The starts of each spec by round."""
     found: dict[str, list[Start]] = {way: [] for way in specs}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(rounds + 1):
-            for way, spec in list(specs.items())[:: 1 if number % 2 else -1]:
-                one = await start(spec, Path(folder))
-                if number:
-                    found[way].append(one)
+        for way, spec, counts in turns(specs, rounds):
+            one = await start(spec, Path(folder))
+            if counts:
+                found[way].append(one)
     return found
 
 

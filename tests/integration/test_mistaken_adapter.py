@@ -33,9 +33,10 @@ def engine(stack: RunningStack) -> Iterator[str]:
     """The engine's URL, while its controller looks away: it would unload what it does not know."""
     pid = status(stack.settings.home).controller.pid
     assert pid is not None
+    url = str(read_records(stack.settings.state)["engine"]["url"])
     controller = psutil.Process(pid)
     controller.suspend()
-    yield str(read_records(stack.settings.state)["engine"]["url"])
+    yield url
     controller.resume()
 
 
