@@ -1,8 +1,9 @@
 """``make bench-processes``: how long the process of a training and of a command take, beside the same without our care.
 
-A training's process imports its libraries and ends; a command lists aliases. Without our care, the training imports
-all that TRL would import and is taken apart by Python, and the command imports the engine's client and is looked
-through for garbage at its end (docs/decisions/016-starts.md). Both ways in turns, after a round that is not counted.
+A training's process and a gateway's import what they need and end; a command lists aliases. Without our care, all are
+looked through for garbage while they import, the training imports all that TRL would import and is taken apart by
+Python, and the command imports the engine's client and is looked through once more at its end
+(docs/decisions/016-starts.md). Both ways in turns, after a round that is not counted.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from evalsuite.load.verdict import Goal, add_json_option, report
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN, OURS = "plain", "ours"
-LIST = 'from deploy.cli import main; main(["aliases", "list"])'
+LIST = 'import sys; sys.argv[1:] = ["aliases", "list"]\n'
 CODE: Mapping[str, Mapping[str, str]] = {
     "training": {
         PLAIN: "import train.methods.sft",
@@ -33,8 +34,15 @@ CODE: Mapping[str, Mapping[str, str]] = {
         "os._exit(0)",
     },
     "command": {
-        PLAIN: f"import gc; gc.freeze = lambda: None\nimport serve.engine.client\n{LIST}",
-        OURS: LIST,
+        PLAIN: LIST + "import gc; gc.freeze = lambda: None\n"
+        "import serve.engine.client\n"
+        "from deploy.cli import main; main()",
+        OURS: LIST + "from deploy.__main__ import main; main()",
+    },
+    "gateway": {
+        PLAIN: "import serve.gateway.command",
+        OURS: "from serve.imports import collector_resting\n"
+        "with collector_resting(): import serve.gateway.command",
     },
 }
 """What is run for each kind of process, each way."""

@@ -74,7 +74,3 @@ def main(arguments: list[str] | None = None) -> None:
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Let SIGTERM and a closed terminal end a command as ctrl-C does, so that nothing is left behind."""
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    main()

@@ -29,7 +29,7 @@ UNUSED = ("torchvision", "torchaudio", "torchcodec")  # dependencies of vLLM tha
 IMPORTED = (  # by the commands, the gateway, trainings and evaluations; all else that is installed hangs on these
     "deploy.cli",
     "deploy.evaluation",
-    "serve.gateway.__main__",
+    "serve.gateway.command",
     "train.methods.sft",
 )
 UNREACHED = re.compile(

@@ -1,6 +1,9 @@
 """Fixtures that several rooms share: above all the one real stack, and the one PostgreSQL, of a test session."""
 
+import functools
+import gc
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -26,6 +29,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of torch that wait for each other while the other process has a core take several times as long.
     processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
+gc.disable()  # until all is imported and collected: nothing of that is garbage
+# Every client of httpx reads the certificates of all authorities, which takes as long as many a test; now one does.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 # How fast a machine is must not decide: two processes share it.
 hypothesis.settings.register_profile(
@@ -102,6 +109,17 @@ def client(stack: RunningStack) -> Iterator[openai.OpenAI]:
     """An ``openai`` client of the shared stack."""
     with stack.client() as connected:
         yield connected
+
+
+def pytest_collection_finish() -> None:
+    """Have the collector of cycles look at what the tests make, and at that alone."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let Python take apart at its end what was frozen; libraries in C++ complain of what stays."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -117,15 +117,12 @@ def spare_what_stays() -> None:
 
 def serve(settings: Settings) -> None:
     """Run the gateway of one home until SIGTERM or SIGINT; raises PortInUse, ConfigError or StorageError."""
-    sock = listen(settings.host, settings.port)
     with (
+        listen(settings.host, settings.port) as sock,
         Registry.of(settings) as registry,
         keyring(settings, registry, sock) as keys,
         tracing(settings) as tracer,
     ):
-        # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
         source = RouteSource(registry, settings.state / "engine.json", keys)
         books = Books(Ledger(registry), Prices.load(settings.prices))
         redis = settings.redis_url
@@ -136,6 +133,9 @@ def serve(settings: Settings) -> None:
         server = GatewayServer(app, sock, settings.state / "gateway.json")
         spare_what_stays()
         sys.setswitchinterval(SWITCH_SECONDS)
+        # uvicorn raises the signal again once it has shut down; the work is done then, and 0 is the truth.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
         server.run(sockets=[sock])
     if not server.started:
         raise TenonError("the gateway did not start", "its log says why")

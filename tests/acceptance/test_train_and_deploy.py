@@ -16,11 +16,11 @@ from train.data import builtin
 # The default recipe and all questions take seven minutes of the whole machine, so they are for who asks, as CI does;
 # else less than half of its steps are trained, and a quarter of the questions asked.
 WHOLE = bool(os.environ.get("TENON_TEST_WHOLE_TRAINING"))
-FIRST_STEPS = ["train.max_steps=40", "train.eval_rows=100"]
-STEPS = [] if WHOLE else ["train.max_steps=150"]
+FIRST_STEPS = ["train.max_steps=30", "train.eval_rows=60"]
+STEPS = [] if WHOLE else ["train.max_steps=110", "train.eval_rows=60"]
 # Accuracy of the intent, and of whole answers; with the default recipe 0.925 to 0.935 and 0.86 to 0.87 from run to run
 # (docs/benchmarks.md).
-BASE_AT_MOST, ADAPTER_AT_LEAST, EXACT_AT_LEAST = (0.40, 0.90, 0.82) if WHOLE else (0.40, 0.75, 0.60)
+BASE_AT_MOST, ADAPTER_AT_LEAST, EXACT_AT_LEAST = (0.40, 0.90, 0.82) if WHOLE else (0.40, 0.70, 0.45)
 
 
 @pytest.fixture

@@ -4,19 +4,10 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from support.commands import environment, files_below, tenon
-from support.ports import free_port
 from support.stack import RunningStack
-
-from deploy import stack as stacks
-from deploy.status import status
-from evalsuite.load.adapters import write_adapter
-from serve.registry import Registry
-from serve.registry.base import identify_base
 
 ROOT = Path(__file__).parents[2]
 USUAL_URL = "http://127.0.0.1:8080"
@@ -55,25 +46,6 @@ def follow(home: Path, url: str, cwd: Path) -> None:
     assert len(said) > len("greeter@v1 \n")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "home"
-    stacks.down(tmp_path / "home")
-
-
-def test_two_commands_and_a_chat(home: Path, tmp_path: Path, fake_engine: str) -> None:
-    """The same on a stand-in for the engine, with a folder as PEFT writes it."""
-    up = ("up", "--detach", "--port", str(free_port()), "--engine-url", fake_engine)
-    done = tenon(home, *up, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-    write_adapter(tmp_path / "my-lora", identify_base("tenon-tiny"))
-    follow(home, str(status(home).url), tmp_path)
-    with Registry.open(home) as registry:
-        alias = registry.alias("greeter")
-    assert alias is not None
-    assert (str(alias.target.ref), alias.forced) == ("greeter@v1", True)
-
-
 def test_plain_peft_to_an_answer(stack: RunningStack, tmp_path: Path) -> None:
     made, _, _ = walk_through()
     (tmp_path / "train").symlink_to(ROOT / "train")  # the page's code runs in the clone
@@ -84,3 +56,6 @@ def test_plain_peft_to_an_answer(stack: RunningStack, tmp_path: Path) -> None:
     assert found.lineage.recipe is None
     assert not found.facts.all_zero
     assert found.facts.base_digest == stack.base.digest
+    alias = stack.registry.alias("greeter")
+    assert alias is not None
+    assert (str(alias.target.ref), alias.forced) == ("greeter@v1", True)

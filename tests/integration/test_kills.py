@@ -92,7 +92,7 @@ def test_gateway_killed_is_told_and_recovered(stack: RunningStack, client: opena
     killed = status(stack.settings.home)
     kill(killed.gateway.pid)
     told = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "status"],
+        [sys.executable, "-m", "deploy", "status"],
         env=stack.environment,
         capture_output=True,
         text=True,
@@ -100,7 +100,7 @@ def test_gateway_killed_is_told_and_recovered(stack: RunningStack, client: opena
     )
     assert "last one" in told.stdout, told.stdout
     up = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "up", "--detach"],
+        [sys.executable, "-m", "deploy", "up", "--detach"],
         env=stack.environment,
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-TENON = (sys.executable, "-m", "deploy.cli")
+TENON = (sys.executable, "-m", "deploy")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Stack:
     async def tenon(self, *words: str) -> int:
         """Run a command; its exit code. What it says goes to ``commands.log``."""
         with (self.home / "commands.log").open("ab") as log:
-            command = [sys.executable, "-m", "deploy.cli", *words]
+            command = [sys.executable, "-m", "deploy", *words]
             process = await asyncio.create_subprocess_exec(
                 *command, stdout=log, stderr=log, env=self._environ
             )

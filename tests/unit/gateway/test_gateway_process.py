@@ -14,12 +14,14 @@ from typing import Any
 
 import aiohttp
 import orjson
+import pytest
 from gateway_harness import MESSAGES, running_bench, until
 from support.ports import free_port
 from support.postgres import Cluster
 
 from serve.engine.fake import FakeEngine
 from serve.engine.state import EngineState
+from serve.gateway.command import main
 from serve.operator import operator_secret
 from serve.records import ProcessIdentity, write_json
 from serve.registry import Registry, Rights
@@ -79,12 +81,27 @@ async def test_a_port_that_is_taken_is_one_line_and_exit_code_4(tmp_path: Path) 
     assert f"port {port}" in errors.decode()
 
 
-async def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+class Refused:
+    """Starts that come to nothing, in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, home: Path, host: str = "127.0.0.1") -> tuple[int, list[str]]:
+        """The exit code, and the lines on stderr."""
+        code = main(["--home", str(home), "--host", host, "--port", str(free_port())])
+        return code, self._capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    return Refused(capsys)
+
+
+def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").touch()
-    process = await start(tmp_path / "file", "--port", "1024")
-    _, errors = await process.communicate()
-    assert process.returncode == 7
-    assert errors.decode().count("\n") == 1
+    code, lines = refused(tmp_path / "file")
+    assert (code, len(lines)) == (7, 1)
 
 
 async def test_a_record_that_cannot_be_written_is_told(tmp_path: Path) -> None:
@@ -162,21 +179,18 @@ async def test_it_follows_a_registry_in_postgresql(cluster: Cluster, tmp_path: P
     assert not (tmp_path / "registry.db").exists()
 
 
-async def test_presets_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_presets_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "presets.yaml").write_text("a: {temperature: 9}")
-    process = await start(tmp_path, "--port", str(free_port()))
-    _, errors = await process.communicate()
-    assert process.returncode == 2
-    last = errors.decode().splitlines()[-1]
-    assert last.startswith("gateway: ")
-    assert "presets.yaml: a: temperature" in last
+    code, lines = refused(tmp_path)
+    assert code == 2
+    assert lines[-1].startswith("gateway: ")
+    assert "presets.yaml: a: temperature" in lines[-1]
 
 
-async def test_without_keys_it_listens_on_the_loopback_address_only(tmp_path: Path) -> None:
-    process = await start(tmp_path, "--host", "0.0.0.0", "--port", str(free_port()))
-    _, errors = await process.communicate()
-    assert process.returncode == 2
-    assert "tenon keys create" in errors.decode().splitlines()[-1]
+async def test_without_keys_it_listens_on_the_loopback_address_only(tmp_path: Path, refused: Refused) -> None:
+    code, lines = refused(tmp_path, host="0.0.0.0")
+    assert code == 2
+    assert "tenon keys create" in lines[-1]
     with Registry.open(tmp_path) as registry:
         secret = registry.create_key("shop", Rights(scopes=("admin",))).secret
     async with running(tmp_path, "--host", "0.0.0.0") as (_, record):
@@ -216,10 +230,11 @@ async def test_the_operators_key_comes_and_goes_with_the_process(tmp_path: Path)
         assert not path.exists()
 
 
-async def test_prices_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_prices_that_cannot_be_read_are_one_line_and_exit_code_2(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "prices.yaml").write_text("default: {promt: 1}")
-    process = await start(tmp_path, "--port", str(free_port()), TENON_PRICES=str(tmp_path / "prices.yaml"))
-    _, errors = await process.communicate()
-    assert process.returncode == 2
-    last = errors.decode().splitlines()[-1]
-    assert "did you mean prompt?" in last
+    monkeypatch.setenv("TENON_PRICES", str(tmp_path / "prices.yaml"))
+    code, lines = refused(tmp_path)
+    assert code == 2
+    assert "did you mean prompt?" in lines[-1]

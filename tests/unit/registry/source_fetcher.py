@@ -7,8 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from serve.errors import TenonError
-from serve.registry.sources import Limits, fetched
+from serve.imports import collector_resting
+
+with collector_resting():
+    from serve.errors import TenonError
+    from serve.registry.sources import Limits, fetched
 
 
 def main(home: str, source: str, limits: str = "{}") -> None:
