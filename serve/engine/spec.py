@@ -93,7 +93,7 @@ class EngineSpec:
     serving: Serving = TEXT
     device: Device = field(default_factory=installed_device)
     # -P: a user's train.py or logging.py in the folder that we were called from is none of ours.
-    command: tuple[str, ...] = (sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server")
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "serve.engine.vllm_server")
 
     def __post_init__(self) -> None:
         problems = []

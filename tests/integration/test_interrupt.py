@@ -103,7 +103,7 @@ def test_while_training(home: Path) -> None:
 
 def test_while_the_engine_starts(home: Path) -> None:
     command = Command(home, "up", "--detach", "--port", str(free_port()))
-    wait_until_left(command, "vllm.entrypoints", 60)
+    wait_until_left(command, "vllm_server", 60)
     time.sleep(3.0)
     assert command.interrupt() == INTERRUPTED
     command.assert_gone()

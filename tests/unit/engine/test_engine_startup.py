@@ -53,8 +53,8 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
         ("Value error, The checkpoint has model type `foo` but Transformers does not recognize this architecture. "
          "error: x", "architecture"),
         ("ValueError: max_lora_rank (24) must be one of (1, 8, 16)", "TENON_MAX_LORA_RANK"),
-        ("api_server.py: error: unrecognized arguments: --nope", "TENON_ENGINE_ARGS"),
-        ("/usr/bin/python: No module named vllm.entrypoints", "make setup"),
+        ("vllm_server.py: error: unrecognized arguments: --nope", "TENON_ENGINE_ARGS"),
+        ("ModuleNotFoundError: No module named 'vllm'", "make setup"),
         ("ValueError: User-specified max_model_len (4096) is greater than the derived max_model_len", "MAX_MODEL_LEN"),
     ],
 )  # fmt: skip
