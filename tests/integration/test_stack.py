@@ -41,10 +41,18 @@ def kill(pid: int | None) -> None:
     time.sleep(0.2)
 
 
-def test_recovery_needs_no_options(home: Path, fake_engine: str) -> None:
+def test_recovery_needs_no_options_but_its_port(home: Path, fake_engine: str) -> None:
     before = up(home, fake_engine)
     kill(before.controller.pid)
     kill(before.gateway.pid)
+    assert before.url is not None
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(before.url.rsplit(":", 1)[1])))
+        taken.listen()
+        done = tenon(home, "up", "--detach")
+    assert done.returncode == 4
+    assert "is taken by another process" in cause_and_hint(done)[0]
     done = tenon(home, "up", "--detach")
     assert done.returncode == 0, done.stderr
     after = status(home)
@@ -65,34 +73,29 @@ def test_up_waits_for_what_aliases_mean(home: Path, fake_engine: str, tmp_path: 
     assert (answer.status_code, answer.json()["model"]) == (200, "faq@v1")
 
 
-def test_up_and_down_speak_json(home: Path, fake_engine: str) -> None:
+def test_up_refused_and_down_as_text_and_as_json(home: Path, fake_engine: str) -> None:
     options = ("--detach", "--port", str(free_port()), "--engine-url", fake_engine, "--json")
     done = tenon(home, "up", *options)
     assert done.returncode == 0, done.stderr
-    said, now = json.loads(done.stdout), status(home)
-    assert (said["url"], said["healthy"]) == (now.url, True)
-    assert (said["gateway"]["pid"], said["controller"]["pid"]) == (now.gateway.pid, now.controller.pid)
+    said, before = json.loads(done.stdout), status(home)
+    assert (said["url"], said["healthy"]) == (before.url, True)
+    assert (said["gateway"]["pid"], said["controller"]["pid"]) == (before.gateway.pid, before.controller.pid)
     assert "engine" in said["engines"]
-    refused = tenon(home, "up", "--detach", "--port", "1234", "--json")
-    assert (refused.returncode, refused.stdout) == (4, "")
-    error = json.loads(refused.stderr.splitlines()[-1])["error"]
-    assert error["code"] == "already_up"
-    assert "tenon down" in error["hint"]
-    done = tenon(home, "down", "--json")
-    assert done.returncode == 0, done.stderr
-    assert "controller" in json.loads(done.stdout)["stopped"]
-
-
-def test_other_settings_need_a_down_first(home: Path, fake_engine: str) -> None:
-    before = up(home, fake_engine)
     for command in (("up", "--detach", "--port", "1234"), ("run", "--port", "1234")):
         done = tenon(home, *command)
         assert done.returncode == 4
         cause, hint = cause_and_hint(done)
         assert "1234" in cause
         assert "tenon down" in hint
+    refused = tenon(home, "up", "--detach", "--port", "1234", "--json")
+    assert (refused.returncode, refused.stdout) == (4, "")
+    error = json.loads(refused.stderr.splitlines()[-1])["error"]
+    assert error["code"] == "already_up"
+    assert "tenon down" in error["hint"]
     assert status(home) == before
-    assert tenon(home, "down").returncode == 0
+    done = tenon(home, "down", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "controller" in json.loads(done.stdout)["stopped"]
     done = tenon(home, "status")
     assert done.returncode == 5
     assert not (home / "run" / "stack.json").exists()
@@ -128,20 +131,6 @@ def test_interrupted_recovery_leaves_what_served(home: Path, fake_engine: str) -
     after = status(home)
     assert after.gateway.pid == before.gateway.pid
     assert after.gateway.running
-
-
-def test_gateway_that_cannot_start_is_told_soon(home: Path, fake_engine: str) -> None:
-    before = up(home, fake_engine)
-    kill(before.controller.pid)
-    kill(before.gateway.pid)
-    assert before.url is not None
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", int(before.url.rsplit(":", 1)[1])))
-        taken.listen()
-        done = tenon(home, "up", "--detach")
-    assert done.returncode == 4
-    assert "is taken by another process" in cause_and_hint(done)[0]
 
 
 def test_engine_that_cannot_be_reached_is_told_soon(home: Path) -> None:

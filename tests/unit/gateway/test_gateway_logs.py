@@ -187,12 +187,30 @@ async def test_nothing_of_a_request_is_in_any_line_and_each_is_one(tmp_path: Pat
     assert len(set(place.ids)) == len(place.ids) > 30
 
 
-async def test_one_line_tells_of_a_finished_request(tmp_path: Path) -> None:
+async def test_one_line_tells_how_a_request_ended(tmp_path: Path) -> None:
+    chat = {"model": "base", "messages": PROMPT}
     async with gateway(tmp_path) as place:
-        await place.ask({"model": "base", "messages": PROMPT}, **{"x-request-id": "order-66.a_B"})
-        await place.ask({"model": "base", "messages": PROMPT, "stream": True})
-        await place.ask({"model": "nobody's", "messages": PROMPT})
-    whole, stream, unknown = (place.access(request_id) for request_id in place.ids)
+        for path in ("/healthz", "/metrics", "/readyz"):  # probes that succeed are told at debug only
+            async with place.http.get(path) as reply:
+                assert NEW_ID.fullmatch(reply.headers["x-request-id"])
+        async with place.http.get("/nothing") as reply:
+            assert reply.status == 404
+        await place.ask(chat, **{"x-request-id": "order-66.a_B"})
+        await place.ask({**chat, "stream": True})
+        await place.ask({**chat, "model": "nobody's"})
+        place.engine.faults = [Fault("die_mid_stream", after=2)]
+        await place.ask({**chat, "stream": True})
+        place.engine.faults = [Fault("error", status=500)]
+        await place.ask(chat)
+        place.engine.faults = [Fault("hang")]
+        with pytest.raises(asyncio.TimeoutError):
+            async with asyncio.timeout(0.3):
+                await place.ask(chat, **{"x-request-id": "gone"})
+        await until(lambda: place.engine.stats.running == 0)
+        await place.engine.stop()
+        await place.ask(chat)
+    whole, stream, unknown, broken, failed, down = (place.access(request_id) for request_id in place.ids)
+    gone = place.access("gone")
     assert place.ids[0] == "order-66.a_B"
     port = place.engine.port
     assert whole | {"time": "", "seconds": 0} == {
@@ -218,43 +236,20 @@ async def test_one_line_tells_of_a_finished_request(tmp_path: Path) -> None:
     assert 0 < stream["first_token_seconds"] <= stream["seconds"]
     assert (stream["prompt_tokens"], stream["completion_tokens"]) == (4, 6)
     assert (unknown["status"], unknown["outcome"], unknown["model"]) == (404, "rejected", None)
-
-
-async def test_lines_say_how_requests_ended(tmp_path: Path) -> None:
-    chat = {"model": "base", "messages": PROMPT}
-    async with gateway(tmp_path) as place:
-        place.engine.faults = [Fault("die_mid_stream", after=2)]
-        await place.ask({**chat, "stream": True})
-        place.engine.faults = [Fault("error", status=500)]
-        await place.ask(chat)
-        place.engine.faults = [Fault("hang")]
-        with pytest.raises(asyncio.TimeoutError):
-            async with asyncio.timeout(0.3):
-                await place.ask(chat, **{"x-request-id": "gone"})
-        await until(lambda: place.engine.stats.running == 0)
-        await place.engine.stop()
-        await place.ask(chat)
-    broken, failed, down = (place.access(request_id) for request_id in place.ids)
     assert (broken["status"], broken["outcome"], broken["completion_tokens"]) == (200, "failed", 2)
     assert (failed["status"], failed["outcome"]) == (502, "failed")
     assert (down["status"], down["outcome"]) == (503, "unavailable")
-    gone = place.access("gone")
     assert (gone["status"], gone["outcome"], gone["engine_name"]) == (None, "disconnected", "base")
-    assert [line["message"] for line in place.of(place.ids[1])] == [
+    assert [line["message"] for line in place.of(place.ids[4])] == [
         "engine answered 500 for base: InternalServerError in 117 bytes; the engine's log says more",
         "request",
     ]
-
-
-async def test_probes_that_succeed_are_told_at_debug_only(tmp_path: Path) -> None:
-    async with gateway(tmp_path) as place:
-        for path in ("/healthz", "/metrics", "/readyz"):
-            async with place.http.get(path) as reply:
-                assert NEW_ID.fullmatch(reply.headers["x-request-id"])
-        async with place.http.get("/nothing") as reply:
-            assert reply.status == 404
-    paths = [line["path"] for line in place.lines if line["logger"] == "serve.gateway.access"]
-    assert paths == ["/nothing"]
+    others = [
+        line["path"]
+        for line in place.lines
+        if line["logger"] == "serve.gateway.access" and line["path"] != CHAT
+    ]
+    assert others == ["/nothing"]
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])
