@@ -88,7 +88,7 @@ bench-training: setup ## Measure training on a CPU, rows padded beside rows that
 bench-starts: setup ## Measure how soon an engine is ready, its core in a fresh interpreter beside a forked one
 	@$(BIN)/python -m evalsuite.load.starts $(ARGS)
 
-bench-processes: setup ## Measure how long a training's process and a command take, as they are and without our care
+bench-processes: setup ## Measure how long a training's, a command's and a gateway's process take, as they are and without our care
 	@$(BIN)/python -m deploy.bench_processes $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches

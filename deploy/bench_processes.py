@@ -1,4 +1,4 @@
-"""``make bench-processes``: how long the process of a training and of a command take, beside the same without our care.
+"""``make bench-processes``: how long processes take that train, command and serve, beside the same without our care.
 
 A training's process and a gateway's import what they need and end; a command lists aliases. Without our care, all are
 looked through for garbage while they import, the training imports all that TRL would import and is taken apart by

@@ -12,9 +12,8 @@ from serve.imports import collector_resting
 if __name__ == "__main__":
     with collector_resting():
         from vllm.entrypoints.launchers.api_server.entry import main
-    atexit.register(
-        gc.unfreeze
-    )  # libraries in C++ complain, in the log, of what is not taken apart at the end
+    # Libraries in C++ complain, in the log, of what is not taken apart at the end.
+    atexit.register(gc.unfreeze)
     main()
 elif __name__ == "__mp_main__":
     with collector_resting():

@@ -7,11 +7,11 @@ import subprocess
 import time
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 from support.commands import TENON, environment
 from support.ports import free_port
+from support.stack import slowly_loaded_alias
 
 from deploy.net import answers
 from deploy.status import status
@@ -132,12 +132,7 @@ def test_up_in_the_foreground(home: Path, fake_engine: str) -> None:
 def test_up_in_the_foreground_while_it_waits_for_aliases(
     home: Path, tmp_path: Path, fake_engine: str
 ) -> None:
-    base = identify_base("tenon-tiny")
-    with Registry.open(home) as registry:
-        version = registry.register(write_adapter(tmp_path / "adapter", base), "faq", base, max_rank=64)
-        registry.set_alias("faq", version.ref, forced=True)
-    slow = {"kind": "slow_load", "seconds": 60.0}
-    httpx.post(f"{fake_engine}/_fake/faults", json={"faults": [slow]}).raise_for_status()
+    slowly_loaded_alias(home, fake_engine, tmp_path / "adapter", seconds=60.0)
     command = Command(home, "up", "--port", str(free_port()), TENON_ENGINE_URL=fake_engine)
     wait_until_left(command, "serve.gateway", 60)
     while not answers(f"{status(home).url}/readyz"):

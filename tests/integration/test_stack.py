@@ -15,12 +15,10 @@ import pytest
 from support.commands import TENON, cause_and_hint, environment, tenon
 from support.guarded import guarding
 from support.ports import free_port
+from support.stack import slowly_loaded_alias
 
 from deploy import stack
 from deploy.status import Status, status
-from evalsuite.load.adapters import write_adapter
-from serve.registry import Registry
-from serve.registry.base import identify_base
 
 
 @pytest.fixture
@@ -61,12 +59,7 @@ def test_recovery_needs_no_options_but_its_port(home: Path, fake_engine: str) ->
 
 
 def test_up_waits_for_what_aliases_mean(home: Path, fake_engine: str, tmp_path: Path) -> None:
-    base = identify_base("tenon-tiny")
-    with Registry.open(home) as registry:
-        version = registry.register(write_adapter(tmp_path / "adapter", base), "faq", base, max_rank=64)
-        registry.set_alias("faq", version.ref, forced=True)
-    slow = {"kind": "slow_load", "seconds": 10.0}
-    httpx.post(f"{fake_engine}/_fake/faults", json={"faults": [slow]}).raise_for_status()
+    slowly_loaded_alias(home, fake_engine, tmp_path / "adapter", seconds=10.0)
     now = up(home, fake_engine)
     body = {"model": "faq", "messages": [{"role": "user", "content": "x"}]}
     answer = httpx.post(f"{now.url}/v1/chat/completions", json=body)

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import openai
 
 from deploy.serving import wait_until_loaded
@@ -11,7 +12,17 @@ from evalsuite.load.adapters import write_adapter
 from serve.config import Settings
 from serve.names import VersionRef
 from serve.registry import Registry, Version
-from serve.registry.base import BaseIdentity
+from serve.registry.base import BaseIdentity, identify_base
+
+
+def slowly_loaded_alias(home: Path, engine: str, folder: Path, seconds: float) -> None:
+    """Have ``faq`` mean a new version of the built-in base, which the fake engine takes its time to load."""
+    base = identify_base("tenon-tiny")
+    with Registry.open(home) as registry:
+        version = registry.register(write_adapter(folder, base), "faq", base, max_rank=64)
+        registry.set_alias("faq", version.ref, forced=True)
+    slow = {"kind": "slow_load", "seconds": seconds}
+    httpx.post(f"{engine}/_fake/faults", json={"faults": [slow]}).raise_for_status()
 
 
 @dataclass

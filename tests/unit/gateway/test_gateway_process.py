@@ -81,26 +81,18 @@ async def test_a_port_that_is_taken_is_one_line_and_exit_code_4(tmp_path: Path) 
     assert f"port {port}" in errors.decode()
 
 
-class Refused:
-    """Starts that come to nothing, in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, home: Path, host: str = "127.0.0.1") -> tuple[int, list[str]]:
-        """The exit code, and the lines on stderr."""
-        code = main(["--home", str(home), "--host", host, "--port", str(free_port())])
-        return code, self._capsys.readouterr().err.splitlines()
+Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    return Refused(capsys)
+def refused(capsys: Capture, home: Path, host: str = "127.0.0.1") -> tuple[int, list[str]]:
+    """The exit code and the lines on stderr of a start, in this process, that comes to nothing."""
+    code = main(["--home", str(home), "--host", host, "--port", str(free_port())])
+    return code, capsys.readouterr().err.splitlines()
 
 
-def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path, refused: Refused) -> None:
+def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").touch()
-    code, lines = refused(tmp_path / "file")
+    code, lines = refused(capsys, tmp_path / "file")
     assert (code, len(lines)) == (7, 1)
 
 
@@ -179,16 +171,16 @@ async def test_it_follows_a_registry_in_postgresql(cluster: Cluster, tmp_path: P
     assert not (tmp_path / "registry.db").exists()
 
 
-def test_presets_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path, refused: Refused) -> None:
+def test_presets_that_cannot_be_read_are_one_line_and_exit_code_2(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "presets.yaml").write_text("a: {temperature: 9}")
-    code, lines = refused(tmp_path)
+    code, lines = refused(capsys, tmp_path)
     assert code == 2
     assert lines[-1].startswith("gateway: ")
     assert "presets.yaml: a: temperature" in lines[-1]
 
 
-async def test_without_keys_it_listens_on_the_loopback_address_only(tmp_path: Path, refused: Refused) -> None:
-    code, lines = refused(tmp_path, host="0.0.0.0")
+async def test_without_keys_it_listens_on_the_loopback_address_only(tmp_path: Path, capsys: Capture) -> None:
+    code, lines = refused(capsys, tmp_path, host="0.0.0.0")
     assert code == 2
     assert "tenon keys create" in lines[-1]
     with Registry.open(tmp_path) as registry:
@@ -231,10 +223,10 @@ async def test_the_operators_key_comes_and_goes_with_the_process(tmp_path: Path)
 
 
 def test_prices_that_cannot_be_read_are_one_line_and_exit_code_2(
-    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "prices.yaml").write_text("default: {promt: 1}")
     monkeypatch.setenv("TENON_PRICES", str(tmp_path / "prices.yaml"))
-    code, lines = refused(tmp_path)
+    code, lines = refused(capsys, tmp_path)
     assert code == 2
     assert "did you mean prompt?" in lines[-1]
