@@ -46,8 +46,8 @@ down: ## Stop the stack
 status: setup ## Say what runs
 	@$(TENON) status
 
-test: setup ## Run the tests, in two processes (ARGS="-n 0 -k name" runs some in one)
-	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+test: setup ## Run the tests, in four processes (ARGS="-n 0 -k name" runs some in one)
+	@$(BIN)/pytest -n 4 --dist loadgroup $(ARGS)
 
 test-kills: setup ## Kill a writer of the registry a thousand times, on SQLite and on PostgreSQL
 	@TENON_TEST_KILLS=1000 TENON_TEST_REQUIRE_POSTGRES=1 $(BIN)/pytest tests/unit/registry/test_registry_durability.py -k killed $(ARGS)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from deploy.net import get_json
-from deploy.status import processes, require_up
+from deploy.status import controller_part, processes, require_up
 from serve.config import Settings
 from serve.engine.kinds import OPENAI
 from serve.engine.state import read_records
@@ -104,13 +104,13 @@ def wait_until_loaded(
 def wait_for_aliases(settings: Settings, say: Callable[[str], None]) -> list[str]:
     """Wait until what aliases mean answers requests; returns the versions that are still on their way after a minute.
 
-    What failed, and what no engine here that answers could load, is not waited for. For a stack that is up; what goes
-    wrong with it meanwhile ends the wait, and its status tells.
+    What failed, and what no engine here could load, is not waited for. For a stack that is up: an engine that ends
+    meanwhile is waited for, too, as it is started again; the end of what would start it ends the wait.
     """
     until = time.monotonic() + ALIASES_PATIENCE
     with suppress(TenonError), Registry.of(settings) as registry:
         while coming := on_their_way(registry, settings):
-            if time.monotonic() > until:
+            if time.monotonic() > until or not controller_part(settings.state).running:
                 return coming
             say(", ".join(coming))
             time.sleep(5 * POLL)
@@ -119,12 +119,17 @@ def wait_for_aliases(settings: Settings, say: Callable[[str], None]) -> list[str
 
 
 def on_their_way(registry: Registry, settings: Settings) -> list[str]:
-    """Versions that aliases mean and no engine of this stack answers for yet, though one of those that answer will."""
+    """Versions that aliases mean and no engine of this stack answers for yet, though one of them will.
+
+    That is one that answers, or where none does one that is started again.
+    """
     rows = {(row.engine, row.ref): row for row in registry.loaded()}
     found = []
     for ref in sorted({ref for alias in registry.aliases() for ref in alias.refs}, key=str):
-        _, able = engines_up(settings, registry.version(ref).base_digest)
-        states = [rows.get((name, ref)) for name in able]
+        base = registry.version(ref).base_digest
+        states = [
+            rows.get((name, ref)) for name in engines_up(settings, base)[1] or returning(settings, base)
+        ]
         ready = any(row is not None and row.state == "ready" for row in states)
         if not ready and any(row is None or (row.state in COMING and not row.reason) for row in states):
             found.append(str(ref))
@@ -133,8 +138,7 @@ def on_their_way(registry: Registry, settings: Settings) -> list[str]:
 
 def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str]]:
     """The engines of the stack, and those of a base that answer, as their records say, by their registry's names."""
-    read = read_records(settings.state)
-    records = {str(record.get("engine_id") or name): record for name, record in read.items()}
+    records = records_by_engine(settings)
     able = [
         name
         for name, record in records.items()
@@ -143,6 +147,21 @@ def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str
         and record.get("kind") != OPENAI  # which loads nothing
     ]
     return set(records), able
+
+
+def returning(settings: Settings, base_digest: str) -> list[str]:
+    """The engines of our own, of a base, that ended and are started again, by their registry's names."""
+    return [
+        name
+        for name, record in records_by_engine(settings).items()
+        if record.get("base_digest") == base_digest and not record.get("attached") and record.get("error")
+    ]
+
+
+def records_by_engine(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What is on record of the engines of the stack, by their registry's names."""
+    read = read_records(settings.state)
+    return {str(record.get("engine_id") or name): record for name, record in read.items()}
 
 
 def wait_for_routes(registry: Registry, url: str | None) -> None:

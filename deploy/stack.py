@@ -24,7 +24,7 @@ from serve.errors import (
 from serve.log_lines import message_of
 from serve.net import check_reach, listen
 from serve.prices import Prices
-from serve.records import read_json
+from serve.records import ProcessIdentity, read_json
 from serve.registry import Registry
 
 CONTROLLER_GRACE = 75.0  # seconds: the gateway's 30 and the engine's 15, and room
@@ -211,12 +211,14 @@ def end_gateway(home: Path) -> bool:
 
 def end_engines(home: Path, kept: Collection[str] = ()) -> list[str]:
     """End the engines of our own, but for those that are ``kept``, with all that they started; those that ended."""
-    # Imported here, as it brings the engine's client, which takes as long as the rest of most commands.
-    from serve.engine.process import end_recorded
-
     ended = []
     for name, path in record_files(home / "run").items():
         if name not in kept:
-            ended += [name] * asyncio.run(end_recorded(read_json(path)))
+            record = read_json(path)
+            if ProcessIdentity.read(record) is not None:  # it did not end in order
+                # Imported here, as it brings the engine's client, which takes as long as the rest of most commands.
+                from serve.engine.process import end_recorded
+
+                ended += [name] * asyncio.run(end_recorded(record))
             forget(path)
     return ended

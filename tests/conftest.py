@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: above all the one real stack, and the one PostgreSQL, of a test session."""
 
+import atexit
 import functools
 import gc
 import os
@@ -34,7 +35,7 @@ gc.disable()  # until all is imported and collected: nothing of that is garbage
 # Every client of httpx reads the certificates of all authorities, which takes as long as many a test; now one does.
 ssl.create_default_context = functools.cache(ssl.create_default_context)
 
-# How fast a machine is must not decide: two processes share it.
+# How fast a machine is must not decide: several processes share it.
 hypothesis.settings.register_profile(
     "tenon", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -117,21 +118,23 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Let Python take apart at its end what was frozen; libraries in C++ complain of what stays."""
-    gc.unfreeze()
+# Lets Python take apart at its end what was frozen, as libraries in C++ complain of what stays; and not before that, as
+# pytest goes through all of it five times when it is done.
+atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what needs whole machines in one process, and give who may be the first to start the engine its time.
+    """Keep the engine's tests in one process, and give whichever is the first of them the time that its start takes.
 
-    ``make test`` runs two processes: one has the engine, the stacks and the trainings, the other all the rest.
+    ``make test`` runs four processes: one has the engine, one the other stacks, two the rest, of which the first ones
+    take their part when they are done. Much of it is waiting, so that four keep two processors busy.
     """
     for item in items:
-        if not item.nodeid.startswith("tests/unit/") or "session_stack" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("stacks"))
         if "session_stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("engine"))
             item.add_marker(pytest.mark.engine)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(START_TIMEOUT))
+        elif not item.nodeid.startswith("tests/unit/"):
+            item.add_marker(pytest.mark.xdist_group("stacks"))

@@ -1,4 +1,4 @@
-"""``make bench-starts``: how soon an engine on a CPU is ready, as vLLM starts it and as we do.
+"""``make bench-starts``: how soon an engine on a CPU is ready, and gone again, as vLLM has it and as we do.
 
 vLLM's own server starts its core in a fresh interpreter. Ours imports the same in less time; its core is started so,
 too (as on a GPU), or forked. All in turns, after one start each that is not counted, as it writes bytecode and fills
@@ -40,9 +40,13 @@ class SpawnedSpec(EngineSpec):
 
 @dataclass(frozen=True)
 class Start:
-    """One start: seconds until the engine answered, and MiB of memory of its processes, shared pages counted once."""
+    """One start: seconds until the engine answered, and from being told to end until all of it had ended.
+
+    ``memory`` is that of its processes in MiB, shared pages counted once.
+    """
 
     seconds: float
+    ending: float
     memory: float
 
 
@@ -53,7 +57,9 @@ async def start(spec: EngineSpec, folder: Path) -> Start:
         lasted = time.perf_counter() - started
         server = psutil.Process(engine.record.pid)
         processes = [server, *server.children(recursive=True)]
-        return Start(lasted, sum(process.memory_full_info().pss for process in processes) / 2**20)
+        memory = sum(process.memory_full_info().pss for process in processes) / 2**20
+        told = time.perf_counter()
+    return Start(lasted, time.perf_counter() - told, memory)
 
 
 async def measure(specs: Mapping[str, EngineSpec], rounds: int) -> dict[str, list[Start]]:
@@ -84,23 +90,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ways = {"vLLM's, spawned": theirs, "ours, spawned": spawned, "ours, forked": forked}
         found = asyncio.run(measure(ways, options.rounds))
     seconds = {way: [one.seconds for one in starts] for way, starts in found.items()}
+    endings = {way: statistics.median(one.ending for one in starts) for way, starts in found.items()}
     rows = [
         {
             "server, core": way,
             "s until ready": round(statistics.median(seconds[way]), 1),
             "from": round(min(seconds[way]), 1),
             "to": round(max(seconds[way]), 1),
+            "s to end": round(endings[way], 1),
             "MiB": round(statistics.median(one.memory for one in starts)),
         }
         for way, starts in found.items()
     ]
     content = {"machine": describe(), "options": {name: str(value) for name, value in vars(options).items()}}
-    base, *better = (statistics.median(lasted) for lasted in seconds.values())
+    medians = {way: statistics.median(lasted) for way, lasted in seconds.items()}
+    base, *others = ways
     goals = [
-        Goal(f"seconds until ready, {way} over vLLM's", median / base, 1.0)
-        for way, median in zip(list(ways)[1:], better, strict=True)
+        Goal(f"seconds {what}, {way} over vLLM's", values[way] / values[base], 1.0)
+        for what, values in (("until ready", medians), ("to end", endings))
+        for way in others
     ]
-    return report("How soon an engine is ready", content, rows, goals, options.json)
+    return report("How soon an engine is ready and gone", content, rows, goals, options.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from deploy.controller import rules_in
+from deploy.controller.control import rules_in
 from deploy.stack import last_line
 from deploy.stack_file import write_stack
 from serve.config import Settings

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deploy.controller import rules_in, secrets_in
+from deploy.controller.control import rules_in, secrets_in
 from deploy.sampling_options import policy_of
 from serve.config import Settings
 from serve.errors import ConfigError, InputError

@@ -1,5 +1,6 @@
 """What a stack that comes up waits for: what aliases mean, as far as its own engines will hold it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from deploy.serving import on_their_way, wait_for_aliases
 from evalsuite.load.adapters import write_adapter
 from serve.config import Settings
 from serve.engine.state import record_file
-from serve.records import write_json
+from serve.records import ProcessIdentity, write_json
 from serve.registry import Registry
 from serve.registry.base import identify_base
 
@@ -65,6 +66,39 @@ def test_what_is_waited_for(
     assert on_their_way(registry, settings) == coming
 
 
+@pytest.mark.parametrize(
+    ("record", "others", "coming"),
+    [
+        ({"state": "down", "error": "the engine ended"}, {}, ["faq@v2"]),
+        ({"state": "backoff", "error": "the engine ended"}, {}, ["faq@v2"]),
+        ({"state": "starting", "error": "the engine ended"}, {}, ["faq@v2"]),
+        ({"state": "down", "error": "it does not answer", "attached": True}, {}, []),
+        ({"state": "down", "error": ""}, {}, []),  # it was stopped
+        ({"state": "down", "error": "the engine ended", "base_digest": "another"}, {}, []),
+        ({"state": "backoff", "error": "no memory"}, {"second": {"faq@v2": ("failed", "too high")}}, []),
+    ],
+)
+def test_an_engine_that_ended_is_waited_for_where_it_is_started_again(
+    settings: Settings,
+    registry: Registry,
+    record: dict[str, object],
+    others: dict[str, States],
+    coming: list[str],
+) -> None:
+    digest = registry.version("faq@v2").base_digest
+    write_json(record_file(settings.state, "engine"), {"base_digest": digest, **record})
+    registry.set_loaded("engine", {"faq@v2": ("pending", "")})
+    engines(settings, registry, **others)
+    assert on_their_way(registry, settings) == coming
+
+
+@pytest.fixture
+def controller(settings: Settings) -> None:
+    """This process on record as the controller."""
+    write_json(settings.state / "controller.json", ProcessIdentity.of(os.getpid()).to_json())
+
+
+@pytest.mark.usefixtures("controller")
 def test_what_takes_too_long_is_told(
     settings: Settings, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +107,11 @@ def test_what_takes_too_long_is_told(
     said: list[str] = []
     assert wait_for_aliases(settings, said.append) == ["faq@v2"]
     assert set(said) == {"faq@v2"}
+
+
+def test_nobody_waits_for_what_no_controller_would_load(settings: Settings, registry: Registry) -> None:
+    engines(settings, registry, engine={"faq@v2": ("loading", "")})
+    assert wait_for_aliases(settings, print) == ["faq@v2"]
 
 
 def test_a_stack_that_goes_down_meanwhile_ends_the_wait(settings: Settings, registry: Registry) -> None:

@@ -1,13 +1,17 @@
 """Our LoRA code behind vLLM's interface, with vLLM's own mapping of rows to slots, beside what LoRA means."""
 
+from importlib.util import find_spec
+
 import pytest
 
 torch = pytest.importorskip("torch")
-layers = pytest.importorskip("vllm.lora.layers")
 
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU  # noqa: E402
-
-from serve.engine.cpu_punica import GroupedPunicaWrapper  # noqa: E402
+# One process of the session imports vLLM, and only to run these: that takes ten seconds.
+pytestmark = [
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here"),
+    pytest.mark.xdist_group("vllm"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
 
 RANK, INNER, WIDTH, VOCABULARY = 4, 6, 5, 7
 # Two adapters, the second in the last slot; the slot between them is empty.
@@ -26,12 +30,15 @@ def prefill(request):
     return request.param
 
 
-def wrapper(mapping, prefill, kind=GroupedPunicaWrapper):
-    found = kind(64, 8, "cpu")
-    rows, requests = mapping
-    found.update_metadata(
-        layers.LoRAMapping(tuple(rows), tuple(requests), is_prefill=prefill), IDS, len(IDS) + 1, VOCABULARY
-    )
+def wrapper(mapping, prefill, stock=False):
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from serve.engine.cpu_punica import GroupedPunicaWrapper
+
+    found = (PunicaWrapperCPU if stock else GroupedPunicaWrapper)(64, 8, "cpu")
+    rows, requests = (tuple(ids) for ids in mapping)
+    found.update_metadata(LoRAMapping(rows, requests, is_prefill=prefill), IDS, len(IDS) + 1, VOCABULARY)
     return found
 
 
@@ -118,6 +125,6 @@ def test_the_stock_code_gives_rows_without_an_adapter_the_change_of_the_last_slo
     """Why its answers differ in mixed batches; once this fails, comparisons one at a time are no longer needed."""
     a, b = stacked(1, RANK, INNER), stacked(1, WIDTH, RANK, seed=1)
     x, y = torch.randn(len(MIXED[0]), INNER), torch.zeros(len(MIXED[0]), WIDTH)
-    wrapper(MIXED, prefill, PunicaWrapperCPU).add_lora_linear(y, x, (a,), (b,), 1.0, (WIDTH,))
+    wrapper(MIXED, prefill, stock=True).add_lora_linear(y, x, (a,), (b,), 1.0, (WIDTH,))
     taken_for_the_last = [number or 12 for number in MIXED[0]]
     torch.testing.assert_close(y, changed(torch.zeros_like(y), x, a[:, 0], b[:, 0], taken_for_the_last))

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -199,7 +198,3 @@ def run(settings: Settings) -> int:
         log.error("%s (%s)", error.message, error.hint)
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
