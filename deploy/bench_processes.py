@@ -1,8 +1,8 @@
 """``make bench-processes``: how long processes take that train, command and serve, beside the same without our care.
 
-A training's process and a gateway's import what they need and end; a command lists aliases. Without our care, all are
-looked through for garbage while they import, the training imports all that TRL would import and is taken apart by
-Python, and the command imports the engine's client and is looked through once more at its end
+The processes of a training, a controller and a gateway import what they need and end; a command lists aliases.
+Without our care, all are looked through for garbage while they import, the training imports all that TRL would import
+and is taken apart by Python, and the command imports the engine's client and is looked through once more at its end
 (docs/decisions/016-starts.md). Both ways in turns, after a round that is not counted.
 """
 
@@ -25,6 +25,7 @@ from evalsuite.load.verdict import Goal, add_json_option, report
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN, OURS = "plain", "ours"
 LIST = 'import sys; sys.argv[1:] = ["aliases", "list"]\n'
+AT_REST = "from serve.imports import collector_resting\n"
 CODE: Mapping[str, Mapping[str, str]] = {
     "training": {
         PLAIN: "import train.methods.sft",
@@ -39,10 +40,13 @@ CODE: Mapping[str, Mapping[str, str]] = {
         "from deploy.cli import main; main()",
         OURS: LIST + "from deploy.__main__ import main; main()",
     },
+    "controller": {
+        PLAIN: "import deploy.controller.control",
+        OURS: AT_REST + "with collector_resting(): import deploy.controller.control",
+    },
     "gateway": {
         PLAIN: "import serve.gateway.command",
-        OURS: "from serve.imports import collector_resting\n"
-        "with collector_resting(): import serve.gateway.command",
+        OURS: AT_REST + "with collector_resting(): import serve.gateway.command",
     },
 }
 """What is run for each kind of process, each way."""

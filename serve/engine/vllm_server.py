@@ -1,8 +1,8 @@
 """``python -m serve.engine.vllm_server`` is vLLM's OpenAI server, and takes its arguments.
 
 It imports some six thousand modules, and a third of the time of that went into the search for garbage. A process that
-it spawns imports this module first, and has here the greater part of what it needs. At its end Python would take all
-of that apart again, object by object, for seconds.
+it spawns imports this module first, and has here the greater part of what it needs. It leaves without having Python
+take all of that apart (docs/decisions/016-starts.md).
 """
 
 import atexit
