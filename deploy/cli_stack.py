@@ -171,6 +171,6 @@ def show(now: Status) -> None:
     if now.registry:
         console.print(now.registry, style="red", soft_wrap=True)
     if not now.healthy and now.controller.running:
-        console.print("The controller brings back what is missing; `tenon up --detach` waits for it.")
+        console.print("The controller brings back what it started; `tenon up --detach` waits for it.")
     elif not now.healthy:
         console.print("Start or recover it with `tenon up --detach`.")

@@ -128,7 +128,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the engine's tests in one process, and give whichever is the first of them the time that its start takes.
 
     ``make test`` runs four processes: one has the engine, one the other stacks, two the rest, of which the first ones
-    take their part when they are done. Much of it is waiting, so that four keep two processors busy.
+    take their part when they are done. Much of it is waiting, so four keep two processors busy.
     """
     for item in items:
         if "session_stack" in getattr(item, "fixturenames", ()):

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "s until ready": round(statistics.median(seconds[way]), 1),
             "from": round(min(seconds[way]), 1),
             "to": round(max(seconds[way]), 1),
-            "s to end": round(endings[way], 1),
+            "s to end": round(endings[way], 2),
             "MiB": round(statistics.median(one.memory for one in starts)),
         }
         for way, starts in found.items()
