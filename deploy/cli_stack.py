@@ -170,7 +170,7 @@ def show(now: Status) -> None:
         console.print(versions)
     if now.registry:
         console.print(now.registry, style="red", soft_wrap=True)
-    if not now.healthy and now.controller.running:
-        console.print("The controller brings back what it started; `tenon up --detach` waits for it.")
-    elif not now.healthy:
-        console.print("Start or recover it with `tenon up --detach`.")
+    if not now.healthy:
+        watched = "The controller brings back what it started; `tenon up --detach` waits for it."
+        unwatched = "Start or recover it with `tenon up --detach`."
+        console.print(watched if now.controller.running else unwatched)

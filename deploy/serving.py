@@ -14,7 +14,7 @@ from deploy.net import get_json
 from deploy.status import controller_part, processes, require_up
 from serve.config import Settings
 from serve.engine.kinds import OPENAI
-from serve.engine.state import read_records
+from serve.engine.state import records_by_engine
 from serve.errors import (
     AdapterLoadFailed,
     EngineUnavailable,
@@ -127,9 +127,8 @@ def on_their_way(registry: Registry, settings: Settings) -> list[str]:
     found = []
     for ref in sorted({ref for alias in registry.aliases() for ref in alias.refs}, key=str):
         base = registry.version(ref).base_digest
-        states = [
-            rows.get((name, ref)) for name in engines_up(settings, base)[1] or returning(settings, base)
-        ]
+        _, able = engines_up(settings, base)
+        states = [rows.get((name, ref)) for name in able or returning(settings, base)]
         ready = any(row is not None and row.state == "ready" for row in states)
         if not ready and any(row is None or (row.state in COMING and not row.reason) for row in states):
             found.append(str(ref))
@@ -138,7 +137,7 @@ def on_their_way(registry: Registry, settings: Settings) -> list[str]:
 
 def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str]]:
     """The engines of the stack, and those of a base that answer, as their records say, by their registry's names."""
-    records = records_by_engine(settings)
+    records = records_by_engine(settings.state)
     able = [
         name
         for name, record in records.items()
@@ -153,15 +152,9 @@ def returning(settings: Settings, base_digest: str) -> list[str]:
     """The engines of our own, of a base, that ended and are started again, by their registry's names."""
     return [
         name
-        for name, record in records_by_engine(settings).items()
+        for name, record in records_by_engine(settings.state).items()
         if record.get("base_digest") == base_digest and not record.get("attached") and record.get("error")
     ]
-
-
-def records_by_engine(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What is on record of the engines of the stack, by their registry's names."""
-    read = read_records(settings.state)
-    return {str(record.get("engine_id") or name): record for name, record in read.items()}
 
 
 def wait_for_routes(registry: Registry, url: str | None) -> None:

@@ -27,7 +27,7 @@ from serve.registry.base import identify_base
 START_TIMEOUT = 300
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Threads of torch that wait for each other while the other process has a core take several times as long.
+    # Threads of torch that wait for each other while other processes have the cores take several times as long.
     processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 

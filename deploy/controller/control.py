@@ -21,7 +21,7 @@ from deploy.processes import GATEWAY_GRACE, end, ending, holding, recorded, spaw
 from deploy.stack_file import read_stack, stack_file
 from serve.config import PREFIX, Settings
 from serve.engine.process import end_recorded
-from serve.engine.state import forget, record_files
+from serve.engine.state import forget, record_files, registered_name
 from serve.errors import AlreadyUp, ConfigError, StorageError, TenonError
 from serve.logs import logging_to_stderr
 from serve.records import ProcessIdentity, read_json, write_json
@@ -153,7 +153,7 @@ async def retire(settings: Settings, registry: Registry, kept: Collection[str]) 
             log.info("engine %s is not part of the stack any more", name)
             record = read_json(path)
             await end_recorded(record)
-            gone.add(str(record.get("engine_id") or name))
+            gone.add(registered_name(name, record))
             forget(path)
     if not registry.shared:  # nobody else has engines in this registry
         gone |= {row.engine for row in registry.loaded()} - set(kept)

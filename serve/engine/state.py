@@ -60,6 +60,16 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: read_json(path) for name, path in record_files(folder).items()}
 
 
+def registered_name(name: str, record: Mapping[str, Any]) -> str:
+    """The name in the registry of the engine that has a record under ``name``."""
+    return str(record.get("engine_id") or name)
+
+
+def records_by_engine(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the records in ``run/`` say of all engines, by their names in the registry."""
+    return {registered_name(name, record): record for name, record in read_records(folder).items()}
+
+
 def access_file(record: Path) -> Path:
     """Where the address with its password is, of the engine that a record tells of."""
     return record.with_suffix(".access")

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from serve.engine.state import address_in, record_files, used_file
+from serve.engine.state import address_in, record_files, registered_name, used_file
 from serve.engine.use import tell_use
 from serve.errors import StorageError
 from serve.gateway.auth import Keyring
@@ -166,7 +166,7 @@ class RouteSource:
             self._stamps[name] = stamp
             record = read_json(path)
             url = address_in(path, record)
-            self._read[name] = EngineView.of(record, str(record.get("engine_id") or name), url)
+            self._read[name] = EngineView.of(record, registered_name(name, record), url)
         return self._read[name]
 
     def _elsewhere(self, ours: Sequence[EngineView]) -> Mapping[str, EngineView]:

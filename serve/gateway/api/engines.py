@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from serve.engine.state import read_records
+from serve.engine.state import records_by_engine
 from serve.gateway.api.answers import reading
 from serve.gateway.api.management import NEEDS_KEY, AdaptersCaller, Here, Management
 from serve.registry import LoadState
@@ -55,9 +55,8 @@ def list_engines(here: Here, caller: AdaptersCaller) -> EngineList:
 
 def records_of(here: Management) -> dict[str, dict[str, Any]]:
     """What the engines of this machine were last said to be, by their names in the registry."""
-    records = read_records(here.settings.state)
-    known = {name: record for name, record in records.items() if record.get("base_name")}
-    return {str(record.get("engine_id") or name): record for name, record in known.items()}
+    records = records_by_engine(here.settings.state)
+    return {name: record for name, record in records.items() if record.get("base_name")}
 
 
 def _of_record(name: str, record: dict[str, Any], loaded: list[LoadState]) -> Engine:

@@ -245,7 +245,7 @@ def test_a_launcher_that_ends_takes_its_worker_along(
     assert run is not None
     # The worker was asked to end, not cut off: it kept what it had trained.
     assert (run.latest_checkpoint() or (0, None))[0] >= 3
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         with run.locked() as held:
             if held is not None:
