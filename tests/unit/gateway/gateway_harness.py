@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,16 @@ from serve.registry.base import BaseIdentity
 ENGINE = "engine"
 Keeper = TypeVar("Keeper", Supervisor, Watcher)
 MESSAGES: Any = [{"role": "user", "content": "one two three"}]
+
+
+async def hang_up(engine: FakeEngine, asking: Coroutine[Any, Any, Any], after: float = 0.0) -> None:
+    """Ask, and hang up ``after`` seconds from when the engine has the request; returns when it has let go."""
+    task = asyncio.ensure_future(asking)
+    await until(lambda: engine.stats.running == 1)
+    await asyncio.sleep(after)
+    assert task.cancel(), "the answer came first"
+    await asyncio.wait([task])
+    await until(lambda: engine.stats.running == 0)
 
 
 async def until(true: Any, seconds: float = 5.0) -> None:
