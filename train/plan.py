@@ -11,9 +11,11 @@ from train.memory import ENGINE_HOLDS, free_memory
 from train.recipe import Recipe
 
 VALIDATIONS = 6
-ENOUGH_STEPS, MOST_EPOCHS = 350, 3
+FEWEST_EVAL_ROWS = 100
+ENOUGH_STEPS, MOST_EPOCHS = 300, 3
 """What ``epochs: auto`` aims at: an adapter of fewer steps has not settled, one of more epochs knows rows by heart."""
-SMALL_BASE = 100_000_000
+LEARNING_RATES = ((10_000_000, 5e-3), (100_000_000, 3e-3), (math.inf, 2e-4))
+"""What ``learning_rate: auto`` is for bases below so many parameters."""
 CHECKPOINTED_BASE = 1_000_000_000
 # Of five answers that differ, an exact McNemar test makes p = 0.0625 at best; of six, 0.031.
 FEWEST_TEST_ROWS = 6
@@ -71,7 +73,7 @@ def total_steps(recipe: Recipe, rows: int) -> int:
 
 
 def epochs(recipe: Recipe, rows: int) -> float:
-    """Passes over ``rows`` rows: as the recipe says, or one, or as many up to three as make 350 steps."""
+    """Passes over ``rows`` rows: as the recipe says, or one, or as many up to three as make 300 steps."""
     if recipe.train.epochs != "auto":
         return recipe.train.epochs
     return min(MOST_EPOCHS, max(1, math.ceil(ENOUGH_STEPS / _steps_per_epoch(recipe, rows))))
@@ -85,6 +87,22 @@ def _steps_per_epoch(recipe: Recipe, rows: int) -> int:
 def eval_every(recipe: Recipe, steps: int) -> int:
     """Steps between validations."""
     return recipe.train.eval_every or max(1, math.ceil(steps / VALIDATIONS))
+
+
+def learning_rate(recipe: Recipe, parameters: int) -> float:
+    """The highest learning rate on a base of so many parameters."""
+    given = recipe.train.learning_rate
+    return next(rate for below, rate in LEARNING_RATES if parameters < below) if given == "auto" else given
+
+
+def eval_rows(recipe: Recipe, rows: int, validation: int) -> int:
+    """Rows of ``validation`` that each validation reads, for ``rows`` training rows."""
+    most = recipe.train.eval_rows
+    if most == "auto":
+        per_step = recipe.train.batch_size * recipe.train.gradient_accumulation
+        between = eval_every(recipe, total_steps(recipe, rows)) * per_step
+        most = max(FEWEST_EVAL_ROWS, between // 10)
+    return validation if most is None else min(validation, most)
 
 
 def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | None = None) -> Plan:
@@ -111,15 +129,12 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
     length = min(recipe.train.max_length, base.max_length)
     steps = total_steps(recipe, rows)
     checkpointing = recipe.train.gradient_checkpointing
-    small = parameters < SMALL_BASE
     plan = Plan(
         rows=rows,
-        validation_rows=min(validation, recipe.train.eval_rows or validation),
+        validation_rows=eval_rows(recipe, rows, validation),
         steps=steps,
         eval_every=eval_every(recipe, steps),
-        learning_rate=(3e-3 if small else 2e-4)
-        if recipe.train.learning_rate == "auto"
-        else recipe.train.learning_rate,
+        learning_rate=learning_rate(recipe, parameters),
         max_length=length,
         base_parameters=parameters,
         adapter_parameters=adapter,

@@ -43,11 +43,12 @@ class TrainSpec(Section):
     """How the adapter is trained."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = Field(
-        "auto", description="passes over the training split; auto: one, or up to three for 350 steps"
+        "auto", description="passes over the training split; auto: one, or up to three for 300 steps"
     )
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps, whatever epochs says")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        "auto", description="highest learning rate; auto: 3e-3 for bases below 100 M parameters, else 2e-4"
+        "auto",
+        description="highest learning rate; auto: 5e-3 for bases below 10 M parameters, 3e-3 below 100 M, else 2e-4",
     )
     batch_size: int = Field(16, ge=1, description="rows per forward pass")
     gradient_accumulation: int = Field(1, ge=1, description="forward passes per step")
@@ -57,7 +58,11 @@ class TrainSpec(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: never")
     max_length: int = Field(1024, ge=8, description="rows with more tokens are left out, and reported")
     eval_every: int | None = Field(None, ge=1, description="steps between validations; empty: 6 per run")
-    eval_rows: int | None = Field(300, ge=1, description="rows that a validation reads; empty: all of them")
+    eval_rows: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        "auto",
+        description="rows that a validation reads; auto: a tenth of those trained since the last, 100 at least;"
+        " empty: all of them",
+    )
     early_stopping_patience: int = Field(
         3, ge=0, description="stop after this many validations without a better loss; 0: never"
     )

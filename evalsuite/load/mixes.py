@@ -224,6 +224,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--at-once", type=int, default=32, help="streams at once")
     made.add_argument("--sentences", type=int, default=4, help="length of a question")
     made.add_argument(
+        "--instruction", type=int, default=0, help="length of the system instruction that all begin with"
+    )
+    made.add_argument(
         "--tokens", type=int, default=64, help="tokens of the longest answers; the shortest have half"
     )
     made.add_argument("--warm", type=float, default=1.5, help="seconds of load before each measurement")

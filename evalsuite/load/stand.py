@@ -62,14 +62,18 @@ def engine_spec(
     return EngineSpec(base.path, base.name, **fields)
 
 
-def chat(model: str, number: int, *, sentences: int, tokens: int) -> dict[str, object]:
-    """A streamed chat of just so many tokens.
+def chat(
+    model: str, number: int, *, sentences: int, tokens: int, instruction: int = 0
+) -> dict[str, object]:
+    """A streamed chat of just so many tokens, after a system instruction of so many sentences.
 
-    Its number stands first in the question, so that no answer comes from the prefix cache.
+    Its number stands first in the question, so that nothing of it comes from the prefix cache.
     """
+    question = {"role": "user", "content": f"{number}. " + SENTENCE * sentences}
+    start = [{"role": "system", "content": (SENTENCE * instruction).strip()}] if instruction else []
     return {
         "model": model,
-        "messages": [{"role": "user", "content": f"{number}. " + SENTENCE * sentences}],
+        "messages": [*start, question],
         "max_tokens": tokens,
         "ignore_eos": True,
         "temperature": 0,

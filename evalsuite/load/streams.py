@@ -59,6 +59,12 @@ class Speed:
         )
 
 
+def chat(options: argparse.Namespace, model: str, number: int, tokens: int) -> dict[str, object]:
+    """The chat of this number that the options ask for."""
+    sentences, instruction = options.sentences, options.instruction
+    return stand.chat(model, number, sentences=sentences, tokens=tokens, instruction=instruction)
+
+
 @dataclass
 class Streams:
     """So many streams at once of models that take turns, for as long as the block runs."""
@@ -94,7 +100,7 @@ class Streams:
             number = next(self.numbers)
             model, longest = self.models[number % len(self.models)], self.options.tokens
             tokens = longest // 2 + number * SPREAD % (longest - longest // 2) + 1
-            body = stand.chat(model, number, sentences=self.options.sentences, tokens=tokens)
+            body = chat(self.options, model, number, tokens)
             sent = time.perf_counter()
             try:
                 if connection is None or connection.closed:
@@ -146,7 +152,7 @@ class Bench:
         began = time.perf_counter()
         load = await client.load(name, path)
         connection = await TimedConnection.open(self.url)
-        body = stand.chat(name, next(self._numbers), sentences=self.options.sentences, tokens=2)
+        body = chat(self.options, name, next(self._numbers), 2)
         answer = await connection.ask(request_to(self.url, body))
         connection.hang_up()
         if not answer.whole:

@@ -35,6 +35,11 @@ HERMES_CALL, CODER_CALL = "<tool_call>", "<function="
 """What the chat templates say of models that call tools as Hermes did (Qwen 2.5 and 3), and as Qwen 3 Coder does. Of
 all others the operator must know how they call tools."""
 
+BLOCK = "--block-size"
+CPU_BLOCK = 32
+"""Tokens of a block of the KV cache on a CPU, where vLLM takes 128. Only whole blocks are found again, so that a system
+instruction of less than 128 tokens would be computed for every request. vLLM's CPU kernels take no smaller ones."""
+
 GPU_SHARE = "--gpu-memory-utilization"
 TRACES = "--otlp-traces-endpoint"
 DEFAULT_GPU_SHARE = 0.7
@@ -125,6 +130,8 @@ class EngineSpec:
             argv += ["--max-num-seqs", str(self.max_num_seqs)]
         if self.device == "cpu":
             argv += ["--dtype", self.cpu_type, "--enforce-eager"]
+            if not self._user_sets(BLOCK):
+                argv += [BLOCK, str(CPU_BLOCK)]
             if cores() <= FEW_CORES:
                 argv += ["--distributed-executor-backend", ONE_PROCESS]
         elif not self._user_sets(GPU_SHARE):

@@ -21,7 +21,7 @@ import yaml
 Row = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
-SIZES = {"train": 6000, "validation": 300, "test": 600}
+SIZES = {"train": 4800, "validation": 300, "test": 600}
 # The order of the details in an answer. "product" and the like are also the names of the slots in the phrasings.
 FIELDS = ("order", "product", "date", "amount", "city", "email")
 
@@ -94,7 +94,7 @@ def phrasings(split: str) -> tuple[tuple[str, str], ...]:
 
 
 def generate(seed: int = 0) -> dict[str, list[Row]]:
-    """The whole dataset: 6,000 rows to train on, 300 to validate with, 600 to test with.
+    """The whole dataset: 4,800 rows to train on, 300 to validate with, 600 to test with.
 
     Each row is ``{"id", "prompt": [system, user], "completion": [assistant]}``; the assistant's content is compact
     JSON with the intent first and then those of FIELDS that occur, each value as the customer wrote it. The same

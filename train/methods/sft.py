@@ -122,9 +122,9 @@ def read_splits(
             emit(TrainEvent(event="notice", message=message, hint=hint))
         if len(rows):
             splits[name] = rows
-    spec = Recipe.model_validate(job["recipe"]).train
-    if "validation" in splits and spec.eval_rows is not None:
-        splits["validation"] = splits["validation"].sample(spec.eval_rows, spec.seed)
+    if "validation" in splits:
+        seed = job["recipe"]["train"]["seed"]
+        splits["validation"] = splits["validation"].sample(job["plan"]["validation_rows"], seed)
     if "train" not in splits:
         raise DataError(
             f"every training row has more than {max_length:,} tokens",

@@ -85,6 +85,7 @@ def test_a_chosen_port_wins_over_an_open_one():
 def test_cpu_settings_stay_off_the_gpu():
     cuda = spec(device="cuda")
     assert "--enforce-eager" not in cuda.argv()
+    assert "--block-size" not in cuda.argv()
     assert not {"VLLM_TARGET_DEVICE", "VLLM_CPU_KVCACHE_SPACE"} & set(cuda.environment({}))
     assert spec().environment({})["VLLM_TARGET_DEVICE"] == "cpu"
 
@@ -102,6 +103,14 @@ def test_a_gpu_is_left_room_for_training_unless_the_user_says_how_much(extra, gi
     assert argv[-len(given) :] == given
     assert sum("utilization" in arg for arg in argv) == 1
     assert "--gpu-memory-utilization" not in spec().argv()
+
+
+@pytest.mark.parametrize(
+    ("extra", "sizes"), [((), ["32"]), (("--block-size", "64"), ["64"]), (("--block_size=64",), [])]
+)
+def test_on_a_cpu_short_starts_are_kept_unless_the_user_says_otherwise(extra, sizes):
+    argv = spec(extra_args=extra).argv()
+    assert [size for option, size in pairwise(argv) if option == "--block-size"] == sizes
 
 
 THINKING = "{% if enable_thinking is false %}<think></think>{% endif %}"

@@ -11,7 +11,7 @@ import pytest
 from evalsuite.load import mixes
 from evalsuite.load.mixes_found import Result, Through, Variant, goals_of, more_rows, rows
 from evalsuite.load.stand import RUNNING, TOKENS, read_counters
-from evalsuite.load.streams import Sample, Speed
+from evalsuite.load.streams import Sample, Speed, chat
 
 METRICS = f"""# HELP {TOKENS} Number of generation tokens processed.
 # TYPE {TOKENS} counter
@@ -45,6 +45,17 @@ def test_variant_is_a_name_and_arguments() -> None:
     for text in ("--max-loras 8", ": --eager"):
         with pytest.raises(argparse.ArgumentTypeError):
             Variant.parse(text)
+
+
+def test_chats_share_an_instruction_and_nothing_more() -> None:
+    options = mixes.parser().parse_args(["--instruction", "2", "--sentences", "1"])
+    one, other = (chat(options, "base", number, 4)["messages"] for number in (17, 28))
+    assert [message["role"] for message in one] == ["system", "user"]
+    assert one[0] == other[0]
+    assert len(one[0]["content"]) > 1.9 * len(one[1]["content"].removeprefix("17. "))
+    assert (one[1]["content"][:3], other[1]["content"][:3]) == ("17.", "28.")
+    options.instruction = 0
+    assert [message["role"] for message in chat(options, "base", 17, 4)["messages"]] == ["user"]
 
 
 def test_samples_of_a_mix_are_seen_together() -> None:

@@ -13,7 +13,7 @@ from serve.registry.base import BaseIdentity
 from train.events import TrainEvent
 from train.launch import _environment, _reference
 from train.memory import FreeMemory, free_memory
-from train.plan import make_plan
+from train.plan import learning_rate, make_plan
 from train.recipe import Recipe
 from train.runs import Run
 from train.worker import name_error
@@ -40,8 +40,8 @@ def rows(train: int, validation: int = 10, test: int = 6) -> SimpleNamespace:
         (100, ["train.batch_size=16", "train.gradient_accumulation=4", "train.epochs=3"], 6),
         (100, ["train.max_steps=11"], 11),
         (3, ["train.epochs=1"], 1),
-        (6000, [], 375),  # once is enough
-        (4800, [], 600),  # once would be too few steps
+        (4800, [], 300),  # once is enough
+        (4784, [], 598),  # once would be too few steps
         (100, [], 21),  # thrice, and no more
         (6000, ["train.batch_size=8", "train.gradient_accumulation=4"], 376),
     ],
@@ -51,10 +51,17 @@ def test_steps(count: int, overrides: list[str], steps: int) -> None:
 
 
 def test_a_validation_reads_a_sample_unless_told_otherwise() -> None:
-    assert make_plan(Recipe.load(None, []), rows(100, validation=999), BASE).validation_rows == 300
-    assert make_plan(Recipe.load(None, []), rows(100, validation=99), BASE).validation_rows == 99
-    whole = Recipe.load(None, ["train.eval_rows=null"])
-    assert make_plan(whole, rows(100, validation=999), BASE).validation_rows == 999
+    def read(*overrides: str, train: int = 100, validation: int = 9999) -> int:
+        recipe = Recipe.load(None, list(overrides))
+        return make_plan(recipe, rows(train, validation), BASE).validation_rows
+
+    assert read() == 100
+    assert read(validation=99) == 99
+    assert read(train=96_000) == 1600  # a validation every 1,000 steps of 16 rows
+    assert read("train.eval_every=500", train=96_000) == 800
+    assert read("train.eval_every=500", "train.gradient_accumulation=2", train=96_000) == 1600
+    assert read("train.eval_rows=300") == 300
+    assert read("train.eval_rows=null") == 9999
 
 
 def test_targets_and_sizes() -> None:
@@ -63,8 +70,17 @@ def test_targets_and_sizes() -> None:
     assert plan.adapter_parameters == 4 * (16 + 8) + 4 * (24 + 8)
     assert plan.base_parameters == 800 + 8 + 128 + 192 + 800
     assert plan.max_length == 512
-    assert plan.learning_rate == 3e-3
+    assert plan.learning_rate == 5e-3
     assert plan.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rate"),
+    [(9_999_999, 5e-3), (10_000_000, 3e-3), (99_999_999, 3e-3), (100_000_000, 2e-4), (8_000_000_000, 2e-4)],
+)
+def test_larger_bases_learn_at_lower_rates(parameters: int, rate: float) -> None:
+    assert learning_rate(Recipe.load(None, []), parameters) == rate
+    assert learning_rate(Recipe.load(None, ["train.learning_rate=1e-4"]), parameters) == 1e-4
 
 
 def test_an_unknown_layer_names_the_nearest() -> None:
