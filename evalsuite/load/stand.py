@@ -62,9 +62,7 @@ def engine_spec(
     return EngineSpec(base.path, base.name, **fields)
 
 
-def chat(
-    model: str, number: int, *, sentences: int, tokens: int, instruction: int = 0
-) -> dict[str, object]:
+def chat(model: str, number: int, *, sentences: int, tokens: int, instruction: int = 0) -> dict[str, object]:
     """A streamed chat of just so many tokens, after a system instruction of so many sentences.
 
     Its number stands first in the question, so that nothing of it comes from the prefix cache.

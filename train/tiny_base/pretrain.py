@@ -103,7 +103,8 @@ def batches(
                 found.append(_pad(group, tokenizer))
                 group = []
             group.append(row)
-        found.append(_pad(group, tokenizer))
+        if group:
+            found.append(_pad(group, tokenizer))
         chance.shuffle(found)
         yield from found
 

@@ -67,10 +67,15 @@ def test_batches_hold_whole_documents_and_never_ask_for_padding(documents, token
 
 
 def test_answers_weigh_more_than_prompts(tokenizer):
-    row = builtin.generate()["train"][0]
+    row = min(builtin.generate()["train"], key=lambda row: len(row["prompt"][-1]["content"]))
     batch = next(batches([row], tokenizer, SETTINGS))
     asked = batch.ids[0][batch.weights[0] == 1]
     assert tokenizer.decode(asked) == row["completion"][0]["content"] + "<|im_end|>"
+
+
+def test_documents_that_are_all_too_long_give_no_batch(tokenizer):
+    row = builtin.generate()["train"][0]
+    assert list(batches([row], tokenizer, Settings(batch_tokens=384, max_length=5))) == []
 
 
 def test_a_budget_is_spent_by_steps_or_by_time():
