@@ -119,7 +119,7 @@ def wait_until_up(
                 f"the controller ended: {last_line(settings.logs / 'controller.log')}",
                 f"see {settings.logs / 'controller.log'}",
             )
-        raise_failure(settings, now, started, failed)
+        raise_failure(settings, now, started, failed, names)
         say(progress_of(settings, now))
         time.sleep(0.25)
     raise EngineStartFailed(
@@ -146,12 +146,19 @@ def all_up(now: Status, names: Collection[str], failed: Collection[str]) -> bool
 
 
 def raise_failure(
-    settings: Settings, now: Status, started: float, failed: Mapping[str, Mapping[str, Any]]
+    settings: Settings,
+    now: Status,
+    started: float,
+    failed: Mapping[str, Mapping[str, Any]],
+    names: Collection[str],
 ) -> None:
-    """Raise what the engines of a base or the gateway failed with since ``started``."""
+    """Raise what the engines of a base or the gateway failed with since ``started``.
+
+    As long as one of ``names`` has told nothing yet, it may be what the base of a failed one is served by.
+    """
     records = read_records(settings.state)
     hopeful = {base_of(engine) for name, engine in records.items() if name not in failed}
-    for name, engine in failed.items():
+    for name, engine in failed.items() if set(names) <= set(records) else ():
         if base_of(engine) not in hopeful:
             log = settings.logs / f"{name}.log"
             raise EngineStartFailed(engine["error"], engine.get("hint") or f"see {log}")
