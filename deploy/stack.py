@@ -158,8 +158,9 @@ def raise_failure(
     """
     records = read_records(settings.state)
     hopeful = {base_of(engine) for name, engine in records.items() if name not in failed}
-    for name, engine in failed.items() if set(names) <= set(records) else ():
-        if base_of(engine) not in hopeful:
+    all_told = records.keys() >= set(names)
+    for name, engine in failed.items():
+        if all_told and base_of(engine) not in hopeful:
             log = settings.logs / f"{name}.log"
             raise EngineStartFailed(engine["error"], engine.get("hint") or f"see {log}")
     gateway = read_json(settings.state / "gateway-exit.json")

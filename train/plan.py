@@ -95,13 +95,12 @@ def learning_rate(recipe: Recipe, parameters: int) -> float:
     return next(rate for below, rate in LEARNING_RATES if parameters < below) if given == "auto" else given
 
 
-def eval_rows(recipe: Recipe, rows: int, validation: int) -> int:
-    """Rows of ``validation`` that each validation reads, for ``rows`` training rows."""
+def eval_rows(recipe: Recipe, every: int, validation: int) -> int:
+    """Rows of ``validation`` that a validation reads, of which there is one each ``every`` steps."""
     most = recipe.train.eval_rows
     if most == "auto":
-        per_step = recipe.train.batch_size * recipe.train.gradient_accumulation
-        between = eval_every(recipe, total_steps(recipe, rows)) * per_step
-        most = max(FEWEST_EVAL_ROWS, between // 10)
+        trained = every * recipe.train.batch_size * recipe.train.gradient_accumulation
+        most = max(FEWEST_EVAL_ROWS, trained // 10)
     return validation if most is None else min(validation, most)
 
 
@@ -128,12 +127,13 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
     adapter = sum(rank * (shape[0] + shape[1]) for shape in shapes)
     length = min(recipe.train.max_length, base.max_length)
     steps = total_steps(recipe, rows)
+    every = eval_every(recipe, steps)
     checkpointing = recipe.train.gradient_checkpointing
     plan = Plan(
         rows=rows,
-        validation_rows=eval_rows(recipe, rows, validation),
+        validation_rows=eval_rows(recipe, every, validation),
         steps=steps,
-        eval_every=eval_every(recipe, steps),
+        eval_every=every,
         learning_rate=learning_rate(recipe, parameters),
         max_length=length,
         base_parameters=parameters,
