@@ -75,8 +75,9 @@ def step(name: str) -> Iterator[Step]:
             with live:
                 current.say("…")
                 yield current
-    except BaseException:
-        console.print(line(Text("✗", "red"), name, current.result or "stopped", current.seconds))
+    except BaseException as error:
+        ended = "failed" if isinstance(error, Exception) else "interrupted"
+        console.print(line(Text("✗", "red"), name, current.result or ended, current.seconds))
         raise
     console.print(line(Text("✓", "green"), name, current.result, current.seconds))
 
