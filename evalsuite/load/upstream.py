@@ -2,7 +2,8 @@
 
 ``python -m evalsuite.load.upstream --port 9000`` answers every POST with a canned chat in OpenAI's form, whole or
 (``"stream": true``) as ``max_tokens`` server-sent events, each written by itself and ``--pause`` seconds after the
-last. It prints its URL and does no more than it must; ``serve/engine/fake.py`` is the one that behaves like vLLM.
+last; a PUT of other seconds changes the pause of streams to come. It prints its URL and does no more than it must;
+``serve/engine/fake.py`` is the one that behaves like vLLM.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import asyncio
 import functools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import httptools
 import uvloop
@@ -69,11 +71,19 @@ def _chunk(text: bytes) -> bytes:
 DONE = _chunk(b"data: [DONE]\n\n") + LAST_CHUNK
 
 
-class Upstream(asyncio.Protocol):
-    """One connection; requests come one after the other."""
+@dataclass
+class Pace:
+    """How fast streams come: ``pause`` seconds before each of their events, none to be as fast as can be."""
 
-    def __init__(self, pause: float) -> None:
-        self._pause = pause
+    pause: float = 0.0
+
+
+class Upstream(asyncio.Protocol):
+    """One connection; requests come one after the other. The pace is shared by all connections."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._pause = 0.0
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._body = b""
@@ -108,12 +118,17 @@ class Upstream(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Answer it."""
-        body = self._body
+        body, method = self._body, self._parser.get_method()
+        if method == b"PUT":
+            self._pace.pause = float(body)
+            self._transport.write(HEAD % 0)
+            return
         found = MODEL.search(body)
         model = found[1] if found else b"base"
         if not STREAM.search(body):
-            self._transport.write(_list(model) if self._parser.get_method() == b"GET" else whole(model))
+            self._transport.write(_list(model) if method == b"GET" else whole(model))
             return
+        self._pause = self._pace.pause
         asked = TOKENS.search(body)
         self._left = int(asked[1]) if asked else EVENTS
         self._chunks = chunks(model)
@@ -150,7 +165,8 @@ def _list(model: bytes) -> bytes:
 
 async def _serve(host: str, port: int, pause: float) -> None:
     sock = listen(host, port)
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(pause), sock=sock)
+    pace = Pace(pause)
+    server = await asyncio.get_running_loop().create_server(lambda: Upstream(pace), sock=sock)
     print(url_of(*sock.getsockname()[:2]), flush=True)  # noqa: T201 - for who started us
     async with server:
         await server.serve_forever()

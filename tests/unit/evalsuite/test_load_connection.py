@@ -10,8 +10,9 @@ import pytest
 
 from evalsuite.load.connection import Broken, Connection, Tally, request_to
 from evalsuite.load.faults.witness import until
+from evalsuite.load.gateway import set_pause
 from evalsuite.load.traffic import OpenLoop, ask_once, closed_loop, until_answered
-from evalsuite.load.upstream import Upstream
+from evalsuite.load.upstream import Pace, Upstream
 
 MESSAGES = [{"role": "user", "content": "x"}]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -19,7 +20,8 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 @asynccontextmanager
 async def canned(pause: float = 0.0) -> AsyncIterator[str]:
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(pause), "127.0.0.1", 0)
+    shared = Pace(pause)
+    server = await asyncio.get_running_loop().create_server(lambda: Upstream(shared), "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
@@ -73,6 +75,14 @@ async def test_a_stream_has_as_many_events_as_were_asked_for() -> None:
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
     assert chunks[-1]["usage"]["completion_tokens"] == 100
     assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+
+
+async def test_the_engine_can_be_told_to_hurry() -> None:
+    body = {"model": "a", "messages": MESSAGES, "stream": True, "max_tokens": 7}
+    async with canned(pause=3600) as url:
+        await set_pause(url, 0.0)
+        answer = await ask_once(url, request_to(url, body))
+    assert answer.whole
 
 
 async def test_events_are_counted_however_they_are_cut() -> None:

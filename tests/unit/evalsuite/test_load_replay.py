@@ -14,12 +14,13 @@ import pytest
 from evalsuite.load import hangups, overhead, slots_engine
 from evalsuite.load.connection import Connection, TimedConnection, request_to
 from evalsuite.load.replay import Call, Plan, Seen, pace, replay, summarise
-from evalsuite.load.upstream import Upstream
+from evalsuite.load.upstream import Pace, Upstream
 
 
 @asynccontextmanager
 async def canned(pause: float = 0.0) -> AsyncIterator[str]:
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(pause), "127.0.0.1", 0)
+    shared = Pace(pause)
+    server = await asyncio.get_running_loop().create_server(lambda: Upstream(shared), "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 

@@ -100,7 +100,8 @@ def test_gateway_is_measured_and_who_is_absent_is_said_to_be() -> None:
     (ours,) = found
     assert ours.failures == 0
     assert ours.us_per_request > 0
-    assert ours.us_per_event > 0
+    assert ours.us_per_event_busy > 0
+    assert ours.us_per_event_alone > 0
     assert math.isfinite(ours.p99_added_ms)
 
 

@@ -40,9 +40,29 @@ def test_no_more_adapters_run_than_there_are_slots(clock: FakeClock) -> None:
     assert slots.adapters == {"a", "b", "c"}
 
 
-def test_a_free_slot_goes_to_who_waited_longest(clock: FakeClock) -> None:
+@pytest.mark.parametrize(("seconds", "next_one"), [(0.0, "cc"), (3.0, "cc"), (8.9, "cc"), (9.0, "b")])
+def test_a_free_slot_goes_to_the_longest_queue_unless_somebody_was_passed_over_for_long(
+    clock: FakeClock, seconds: float, next_one: str
+) -> None:
+    slots = make(clock, slots=1, patience=3.0)
+    first, *rest = submit(slots, "abcc")
+    clock.advance(seconds)
+    slots.end(first)
+    assert running(rest) == next_one
+
+
+def test_a_long_queue_that_has_just_come_does_not_pass_over_who_starves(clock: FakeClock) -> None:
+    slots = make(clock, slots=1, patience=3.0)
+    first, *rest = submit(slots, "ab")
+    clock.advance(3)
+    rest += submit(slots, "ccc")
+    slots.end(first)
+    assert running(rest) == "b"
+
+
+def test_of_queues_as_long_the_one_that_waited_longest_is_next(clock: FakeClock) -> None:
     slots = make(clock, slots=1)
-    first, *rest = submit(slots, "acbc")
+    first, *rest = submit(slots, "acbbc")
     slots.end(first)
     assert running(rest) == "cc"
 
@@ -51,6 +71,7 @@ def test_who_waits_too_long_makes_the_one_with_most_service_drain(clock: FakeClo
     slots = make(clock, patience=3.0)
     a, b, *_ = submit(slots, "ab")
     more = submit(slots, "aa")
+    clock.advance(3)
     [c] = submit(slots, "c")
     clock.advance(2.9)
     slots.tick()
@@ -72,6 +93,7 @@ def test_live_versions_drain_last(clock: FakeClock) -> None:
     slots = make(clock)
     slots.pinned = frozenset("a")
     submit(slots, "aaab")
+    clock.advance(3)
     submit(slots, "c")
     clock.advance(3)
     slots.tick()
@@ -82,7 +104,7 @@ def test_live_versions_drain_last(clock: FakeClock) -> None:
     assert slots.draining == {"a", "b"}  # preferred, not unfair
 
 
-def test_a_turn_lasts_at_least_as_long_as_patience(clock: FakeClock) -> None:
+def test_a_turn_lasts_at_least_twice_as_long_as_patience(clock: FakeClock) -> None:
     slots = make(clock, slots=1, patience=3.0)
     [a] = submit(slots, "a")
     [b] = submit(slots, "b")
@@ -92,7 +114,10 @@ def test_a_turn_lasts_at_least_as_long_as_patience(clock: FakeClock) -> None:
     assert b.state is State.RUNNING
     slots.tick()
     assert slots.draining == set()  # c has waited for ten seconds, but b has only begun
-    clock.advance(3)
+    clock.advance(5.9)
+    slots.tick()
+    assert slots.draining == set()
+    clock.advance(0.1)
     slots.tick()
     assert slots.draining == {"b"}
 
@@ -101,8 +126,9 @@ def test_who_drains_for_nobody_goes_on(clock: FakeClock) -> None:
     slots = make(clock, slots=1)
     submit(slots, "a")
     [b] = submit(slots, "b")
-    clock.advance(3)
+    clock.advance(6)
     slots.tick()
+    assert slots.draining == {"a"}
     [late] = submit(slots, "a")
     assert late.state is State.WAITING
     slots.end(b)
@@ -243,10 +269,16 @@ def test_nobody_waits_longer_than_the_bound(
 
 
 def test_with_room_to_run_the_bound_is_near() -> None:
-    """Patience and draining for each of the four that share a slot, once more for who came too late, and a start."""
-    limits = Limits(4, running=10**9)
+    """A turn and draining for each of the four that share a slot, once more for who came too late, and a start."""
+    limits = Limits(4, running=10**9, patience=3.0)
     bound = longest_wait(limits, adapters=16, request_seconds=10.0, tick_seconds=0.1)
-    assert bound == pytest.approx(5 * (10.0 + 10.0 + 0.2) + 10.0)
+    assert bound == pytest.approx(5 * (10.0 + 10.0 + 0.2) + 3 * 3.0 + 10.0)
+
+
+def test_long_answers_make_turns_no_longer_than_the_time_limit_allows() -> None:
+    limits = Limits(4, timeout=60.0)
+    assert [limits.turn(patience) for patience in (1.0, 3.0, 10.0, 30.0)] == [2.0, 6.0, 15.0, 30.0]
+    assert [limits.passed_over(patience) for patience in (1.0, 3.0, 10.0, 30.0)] == [3.0, 9.0, 15.0, 15.0]
 
 
 def test_who_waits_when_the_turn_begins_is_served_in_it(clock: FakeClock) -> None:
