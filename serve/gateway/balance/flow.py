@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 TURN = 2
-"""How many times ``patience`` an adapter keeps its slot at least."""
-PASSED_OVER = 3
-"""How many times ``patience`` an adapter may wait while free slots go to others with more requests."""
-IN_TIME = 1 / 4
-"""The part of the time limit that neither of them exceeds, where answers take so long that they would."""
+"""How many times ``patience`` an adapter keeps its slot at least: with shorter turns the slots drain too often."""
+TURN_IN_TIME = 1 / 4
+"""The part of the time limit that a turn may take where answers take so long that it would be more."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,9 @@ class Limits:
     ``waiting`` and ``waiting_per_adapter`` count requests, ``timeout`` is how long one may wait in seconds.
     ``quantum`` is in tokens: what an adapter may admit in one visit. A request is charged for one quantum at
     most, so shares are exact when the quantum is no less than the longest request. ``patience`` is in seconds:
-    how long an adapter waits for a slot before another must give one up, and what ``turn`` and ``passed_over`` are
-    counted in. About the time of a usual answer is best: much shorter turns spend the slots on draining, much longer
-    ones make others wait. An engine begins with it; in a pool it then follows the time of the answers.
+    how long an adapter waits for a slot before another must give one up, and half of the least ``turn``. About the
+    time of a usual answer is best: much shorter turns spend the slots on draining, much longer ones make others wait.
+    An engine begins with it; in a pool it then follows the time of the answers.
     """
 
     slots: int
@@ -46,11 +44,7 @@ class Limits:
 
     def turn(self, patience: float) -> float:
         """Seconds for which an adapter keeps its slot at least."""
-        return max(patience, min(TURN * patience, IN_TIME * self.timeout))
-
-    def passed_over(self, patience: float) -> float:
-        """Seconds after which a free slot goes to whoever has waited longest, and not to the longest queue."""
-        return min(PASSED_OVER * patience, IN_TIME * self.timeout)
+        return max(patience, min(TURN * patience, TURN_IN_TIME * self.timeout))
 
 
 class State(Enum):
@@ -124,15 +118,14 @@ def longest_wait(
 
     A queue of a holder or of the base is admitted within ``use``: deficit round robin meanwhile gives each of
     the others as many tokens and two quanta at most, and while ``running`` requests run, as many end in every
-    ``request_seconds``. A slot so changes hands in each ``cycle``: a turn or ``use``, then draining. Who has been
-    passed over for long enough stands in a line that is first in first out, and with ``slots`` changes in each cycle
-    its last one gets a slot after ``ceil(adapters / slots)`` of them, and is then admitted within ``use``. Who came
-    too late for the turn that its adapter has now waits a ``cycle`` before that.
+    ``request_seconds``. A slot so changes hands in each ``cycle``: a turn or ``use``, then draining. The line is
+    first in first out, and with ``slots`` changes in each cycle its last one gets a slot after
+    ``ceil(adapters / slots)`` of them, and is then admitted within ``use``. Who came too late for the turn that
+    its adapter has now waits a ``cycle`` before that.
     """
     queue = limits.waiting_per_adapter
     tokens = queue * min(dearest or limits.quantum, limits.quantum) + 2 * limits.quantum
     requests = queue + limits.slots * tokens / cheapest
     use = request_seconds * math.ceil(requests / limits.running)
     cycle = max(limits.turn(limits.patience), use) + request_seconds + 2 * tick_seconds
-    line = limits.passed_over(limits.patience) + math.ceil(adapters / limits.slots) * cycle
-    return cycle + line + use
+    return cycle + math.ceil(adapters / limits.slots) * cycle + use

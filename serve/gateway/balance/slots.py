@@ -4,19 +4,17 @@ vLLM computes at most ``max_loras`` distinct adapters in one step and passes ove
 as long as those that run keep coming. So the requests wait here, one queue per adapter, first in first out, and
 three rules say who goes next:
 
-*Slots.* An adapter holds a slot while it has requests running. Who waits for one stands in a ``line``, the longest
-first. A free slot goes to the adapter with the most requests waiting, as most are helped by it: among those that have
-waited for ``patience`` seconds if there are any, and to the very first in line once that has been passed over for a
-few times as long. Requests to the base need none.
+*Slots.* An adapter holds a slot while it has requests running. A free slot goes to the adapter that has waited
+longest (``line``). Requests to the base need none.
 
 *Capacity.* Among the adapters that hold slots, and the base, requests are taken by deficit round robin (Shreedhar
 and Varghese, SIGCOMM 1995): each visit gives ``quantum`` tokens of credit, of which estimated tokens are paid;
 what a backlogged queue leaves stays. At most ``running`` requests run, or else they would queue in the engine,
 where nobody is fair to them.
 
-*Turns.* When an adapter without a slot has waited for ``patience`` seconds, one that has held its slot for a few times
-as long, and has admitted all that waited when it got it, must drain: what runs ends, and nothing more is admitted. It
-is the one with the most tokens in its turn, an alias's live version only if there is no other. This is SGLang's
+*Turns.* When an adapter without a slot has waited for ``patience`` seconds, one that has held its slot for twice as
+long, and has admitted all that waited when it got it, must drain: what runs ends, and nothing more is admitted. It is
+the one with the most tokens in its turn, an alias's live version only if there is no other. This is SGLang's
 ``lora_drainer``, but for the victim: there it is the one with the least left to do, which a gateway cannot know.
 No more drain than starve, and when fewer wait, those that drain go on: no slot is kept idle.
 
@@ -25,8 +23,7 @@ the longest of them, and a limit would only make a busy adapter need more turns 
 (``evalsuite.load.slots`` measures it). In the words of queueing theory this is gated polling.
 
 How long anybody waits at most says :func:`longest_wait`. Each call takes O(slots) amortised, with O(log n) for
-time limits, and O(adapters that wait) where a slot becomes free; a tick takes O(slots) and O(log n) per request
-that has waited too long.
+time limits; a tick takes O(slots) and O(log n) per request that has waited too long.
 """
 
 import heapq
@@ -249,19 +246,10 @@ class Slots:
 
     def _grant(self, now: float) -> None:
         while self._line and len(self._holders) < self.limits.slots:
-            flow = self._next(now)
-            del self._line[flow]
+            flow, _ = self._line.popitem(last=False)
             flow.turn, flow.service, flow.owed = now, 0, len(flow.queue)
             self._holders[flow] = None
             self._round[flow] = None
-
-    def _next(self, now: float) -> Flow:
-        """Who gets a free slot; somebody must wait for one."""
-        oldest = next(iter(self._line))
-        if now - oldest.since >= self.limits.passed_over(self.patience):
-            return oldest
-        starving = list(itertools.takewhile(lambda flow: now - flow.since >= self.patience, self._line))
-        return max(starving or self._line, key=lambda flow: len(flow.queue))
 
     def _starving(self, now: float) -> int:
         """How many wait for a slot longer than they should; no more than there are slots count."""

@@ -40,29 +40,9 @@ def test_no_more_adapters_run_than_there_are_slots(clock: FakeClock) -> None:
     assert slots.adapters == {"a", "b", "c"}
 
 
-@pytest.mark.parametrize(("seconds", "next_one"), [(0.0, "cc"), (3.0, "cc"), (8.9, "cc"), (9.0, "b")])
-def test_a_free_slot_goes_to_the_longest_queue_unless_somebody_was_passed_over_for_long(
-    clock: FakeClock, seconds: float, next_one: str
-) -> None:
-    slots = make(clock, slots=1, patience=3.0)
-    first, *rest = submit(slots, "abcc")
-    clock.advance(seconds)
-    slots.end(first)
-    assert running(rest) == next_one
-
-
-def test_a_long_queue_that_has_just_come_does_not_pass_over_who_starves(clock: FakeClock) -> None:
-    slots = make(clock, slots=1, patience=3.0)
-    first, *rest = submit(slots, "ab")
-    clock.advance(3)
-    rest += submit(slots, "ccc")
-    slots.end(first)
-    assert running(rest) == "b"
-
-
-def test_of_queues_as_long_the_one_that_waited_longest_is_next(clock: FakeClock) -> None:
+def test_a_free_slot_goes_to_who_waited_longest(clock: FakeClock) -> None:
     slots = make(clock, slots=1)
-    first, *rest = submit(slots, "acbbc")
+    first, *rest = submit(slots, "acbc")
     slots.end(first)
     assert running(rest) == "cc"
 
@@ -270,15 +250,14 @@ def test_nobody_waits_longer_than_the_bound(
 
 def test_with_room_to_run_the_bound_is_near() -> None:
     """A turn and draining for each of the four that share a slot, once more for who came too late, and a start."""
-    limits = Limits(4, running=10**9, patience=3.0)
+    limits = Limits(4, running=10**9)
     bound = longest_wait(limits, adapters=16, request_seconds=10.0, tick_seconds=0.1)
-    assert bound == pytest.approx(5 * (10.0 + 10.0 + 0.2) + 3 * 3.0 + 10.0)
+    assert bound == pytest.approx(5 * (10.0 + 10.0 + 0.2) + 10.0)
 
 
 def test_long_answers_make_turns_no_longer_than_the_time_limit_allows() -> None:
     limits = Limits(4, timeout=60.0)
     assert [limits.turn(patience) for patience in (1.0, 3.0, 10.0, 30.0)] == [2.0, 6.0, 15.0, 30.0]
-    assert [limits.passed_over(patience) for patience in (1.0, 3.0, 10.0, 30.0)] == [3.0, 9.0, 15.0, 15.0]
 
 
 def test_who_waits_when_the_turn_begins_is_served_in_it(clock: FakeClock) -> None:
