@@ -62,8 +62,13 @@ class Window:
         return self.cpu / self.seconds
 
     @property
-    def us_per_event(self) -> float:
+    def us_per_request(self) -> float:
         """Processor time of the proxy, in microseconds."""
+        return self.cpu / max(self.answers, 1) * 1e6
+
+    @property
+    def us_per_event(self) -> float:
+        """The same for an event."""
         return self.cpu / max(self.events, 1) * 1e6
 
 
@@ -146,29 +151,30 @@ async def measure(proxy: Running, upstream: str, options: argparse.Namespace) ->
     direct = request_to(upstream, {"model": proxy.model, "messages": [{"role": "user", "content": QUESTION}]})
     pid, seconds = proxy.process.pid, options.seconds
     await until_answered(proxy.url, whole, START_SECONDS, lambda: proxy.process.poll() is None)
+    await set_pause(upstream, PAUSE)
     trial = await watch(closed_loop(proxy.url, stream, 4), pid, max(1.0, seconds / 2))
     cost = max(trial.cpu, 0.01) / max(trial.events, 1)
     streams = max(1, min(MOST_STREAMS, int(STREAM_SHARE * PAUSE / cost)))
 
-    busy, alone, crowd = list[Window](), list[Window](), list[Window]()
+    requests, alone, busy = list[Window](), list[Window](), list[Window]()
     added = list[tuple[Spread, Spread]]()
     failures = trial.failures
     for turn in range(options.rounds):
-        busy.append(await watch(closed_loop(proxy.url, whole, AT_ONCE), pid, seconds))
+        requests.append(await watch(closed_loop(proxy.url, whole, AT_ONCE), pid, seconds))
+        await set_pause(upstream, PAUSE)
         alone.append(await watch(closed_loop(proxy.url, stream, streams), pid, seconds))
         await set_pause(upstream, 0.0)
-        crowd.append(await watch(closed_loop(proxy.url, stream, AT_ONCE), pid, seconds))
-        await set_pause(upstream, PAUSE)
-        rate = min(MOST_RATE, statistics.median(window.answers / window.seconds for window in busy) / 2)
+        busy.append(await watch(closed_loop(proxy.url, stream, AT_ONCE), pid, seconds))
+        rate = min(MOST_RATE, statistics.median(window.answers / window.seconds for window in requests) / 2)
         without = await latencies(upstream, direct, rate, seconds, turn)
         through = await latencies(proxy.url, whole, rate, seconds, turn)
         added.append((Spread.of(without.latencies), Spread.of(through.latencies)))
-        failures += sum(windows[-1].failures for windows in (busy, alone, crowd))
+        failures += sum(windows[-1].failures for windows in (requests, alone, busy))
         failures += len(through.failures) + len(without.failures)
-    per_request = [window.cpu / max(window.answers, 1) * 1e6 for window in busy]
-    per_event_busy = [window.us_per_event for window in crowd]
+    per_request = [window.us_per_request for window in requests]
+    per_event_busy = [window.us_per_event for window in busy]
     per_event_alone = [window.us_per_event for window in alone]
-    per_second = [window.answers / window.seconds for window in busy]
+    per_second = [window.answers / window.seconds for window in requests]
     p50 = [(proxied.p50 - plain.p50) * 1e3 for plain, proxied in added]
     p99 = [(proxied.p99 - plain.p99) * 1e3 for plain, proxied in added]
     middle = statistics.median
@@ -178,10 +184,10 @@ async def measure(proxy: Running, upstream: str, options: argparse.Namespace) ->
         note=proxy.note,
         us_per_request=middle(per_request),
         requests_per_second=middle(per_second),
-        share_of_core=middle(window.share for window in busy),
+        share_of_core=middle(window.share for window in requests),
         us_per_event_busy=middle(per_event_busy),
         us_per_event_alone=middle(per_event_alone),
-        events_per_second=middle(window.events / window.seconds for window in crowd),
+        events_per_second=middle(window.events / window.seconds for window in busy),
         streams_alone=streams,
         rate=min(MOST_RATE, middle(per_second) / 2),
         p50_added_ms=middle(p50),
@@ -199,10 +205,10 @@ async def measure(proxy: Running, upstream: str, options: argparse.Namespace) ->
 
 
 @contextlib.contextmanager
-def canned_engine(folder: Path, pause: float = PAUSE) -> Iterator[str]:
+def canned_engine(folder: Path) -> Iterator[str]:
     """The engine of canned answers in a process of its own; its URL."""
     log = folder / "upstream.log"
-    with child([sys.executable, "-m", "evalsuite.load.upstream", "--pause", str(pause)], log) as process:
+    with child([sys.executable, "-m", "evalsuite.load.upstream"], log) as process:
         deadline = time.monotonic() + 30
         while not log.read_text().endswith("\n"):
             if process.poll() is not None or time.monotonic() > deadline:

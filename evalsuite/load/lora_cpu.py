@@ -24,12 +24,12 @@ from rich.table import Table
 from evalsuite.load.adapters import write_adapter
 from evalsuite.load.bases import SHAPES, write_base
 from evalsuite.load.machine import cpu_seconds
+from evalsuite.load.stand import question
 from serve.engine.client import EngineClient
 from serve.engine.process import EngineProcess
 from serve.engine.spec import EngineSpec
 from serve.registry.base import BaseIdentity, identify_base
 
-SENTENCE = "Where is my parcel? I ordered a kettle last week and it has not come yet. "
 START_TIMEOUT = 600.0
 TIMEOUT = aiohttp.ClientTimeout(total=3600)
 
@@ -43,11 +43,10 @@ class Load:
     tokens: int
 
     def body(self, model: str, number: int) -> dict[str, object]:
-        """A request; its number stands first in the question, so that no answer comes from the prefix cache."""
-        question = f"{number}. " + SENTENCE * self.sentences
+        """A request."""
         return {
             "model": model,
-            "messages": [{"role": "user", "content": question}],
+            "messages": [{"role": "user", "content": question(number, self.sentences)}],
             "max_tokens": self.tokens,
             "ignore_eos": True,
             "temperature": 0,

@@ -62,16 +62,18 @@ def engine_spec(
     return EngineSpec(base.path, base.name, **fields)
 
 
-def chat(model: str, number: int, *, sentences: int, tokens: int, instruction: int = 0) -> dict[str, object]:
-    """A streamed chat of just so many tokens, after a system instruction of so many sentences.
+def question(number: int, sentences: int) -> str:
+    """A question of so many sentences, which begins with its number, so that no answer comes from the prefix cache."""
+    return f"{number}. " + SENTENCE * sentences
 
-    Its number stands first in the question, so that nothing of it comes from the prefix cache.
-    """
-    question = {"role": "user", "content": f"{number}. " + SENTENCE * sentences}
+
+def chat(model: str, number: int, *, sentences: int, tokens: int, instruction: int = 0) -> dict[str, object]:
+    """A streamed chat of just so many tokens, after a system instruction of so many sentences."""
+    asked = {"role": "user", "content": question(number, sentences)}
     start = [{"role": "system", "content": (SENTENCE * instruction).strip()}] if instruction else []
     return {
         "model": model,
-        "messages": [*start, question],
+        "messages": [*start, asked],
         "max_tokens": tokens,
         "ignore_eos": True,
         "temperature": 0,

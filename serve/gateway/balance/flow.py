@@ -22,7 +22,7 @@ class Limits:
     ``waiting`` and ``waiting_per_adapter`` count requests, ``timeout`` is how long one may wait in seconds.
     ``quantum`` is in tokens: what an adapter may admit in one visit. A request is charged for one quantum at
     most, so shares are exact when the quantum is no less than the longest request. ``patience`` is in seconds:
-    how long an adapter waits for a slot before another must give one up, and half of the least ``turn``. About the
+    how long an adapter waits for a slot before another must give one up, and half of the least turn. About the
     time of a usual answer is best: much shorter turns spend the slots on draining, much longer ones make others wait.
     An engine begins with it; in a pool it then follows the time of the answers.
     """
@@ -42,7 +42,7 @@ class Limits:
         if self.patience < 0 or self.timeout <= 0:
             raise ValueError("patience must not be negative, and timeout must be above 0")
 
-    def turn(self, patience: float) -> float:
+    def least_turn(self, patience: float) -> float:
         """Seconds for which an adapter keeps its slot at least."""
         return max(patience, min(TURN * patience, TURN_IN_TIME * self.timeout))
 
@@ -127,5 +127,5 @@ def longest_wait(
     tokens = queue * min(dearest or limits.quantum, limits.quantum) + 2 * limits.quantum
     requests = queue + limits.slots * tokens / cheapest
     use = request_seconds * math.ceil(requests / limits.running)
-    cycle = max(limits.turn(limits.patience), use) + request_seconds + 2 * tick_seconds
+    cycle = max(limits.least_turn(limits.patience), use) + request_seconds + 2 * tick_seconds
     return cycle + math.ceil(adapters / limits.slots) * cycle + use

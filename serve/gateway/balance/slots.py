@@ -260,7 +260,9 @@ class Slots:
 
     def _may_drain(self, flow: Flow, now: float) -> bool:
         served = not flow.owed or not flow.queue
-        return served and flow not in self._draining and now - flow.turn >= self.limits.turn(self.patience)
+        return (
+            served and flow not in self._draining and now - flow.turn >= self.limits.least_turn(self.patience)
+        )
 
     def _drain(self, flow: Flow) -> None:
         self._round.pop(flow, None)

@@ -7,23 +7,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from canned_engine import canned
 
 from evalsuite.load.connection import Broken, Connection, Tally, request_to
 from evalsuite.load.faults.witness import until
 from evalsuite.load.gateway import set_pause
 from evalsuite.load.traffic import OpenLoop, ask_once, closed_loop, until_answered
-from evalsuite.load.upstream import Pace, Upstream
 
 MESSAGES = [{"role": "user", "content": "x"}]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-
-
-@asynccontextmanager
-async def canned(pause: float = 0.0) -> AsyncIterator[str]:
-    shared = Pace(pause)
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(shared), "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]

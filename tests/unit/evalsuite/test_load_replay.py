@@ -5,24 +5,14 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from canned_engine import canned
 
 from evalsuite.load import hangups, overhead, slots_engine
 from evalsuite.load.connection import Connection, TimedConnection, request_to
 from evalsuite.load.replay import Call, Plan, Seen, pace, replay, summarise
-from evalsuite.load.upstream import Pace, Upstream
-
-
-@asynccontextmanager
-async def canned(pause: float = 0.0) -> AsyncIterator[str]:
-    shared = Pace(pause)
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(shared), "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def test_schedule_is_zipf_poisson_and_the_same_each_time() -> None:

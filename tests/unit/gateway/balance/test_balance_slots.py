@@ -257,7 +257,7 @@ def test_with_room_to_run_the_bound_is_near() -> None:
 
 def test_long_answers_make_turns_no_longer_than_the_time_limit_allows() -> None:
     limits = Limits(4, timeout=60.0)
-    assert [limits.turn(patience) for patience in (1.0, 3.0, 10.0, 30.0)] == [2.0, 6.0, 15.0, 30.0]
+    assert [limits.least_turn(patience) for patience in (1.0, 3.0, 10.0, 30.0)] == [2.0, 6.0, 15.0, 30.0]
 
 
 def test_who_waits_when_the_turn_begins_is_served_in_it(clock: FakeClock) -> None:
