@@ -23,6 +23,7 @@ STAMP = os.path.join(VENV, "tenon-setup.json")
 LOG = os.path.join(VENV, "tenon-setup.log")
 OLDEST, NEWEST = (3, 11), (3, 13)
 TORCH = "2.13.0"
+CPU_TORCH = "torch==%s+cpu" % TORCH
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 ROOM_NEEDED = {"cpu": 6, "gpu": 16}  # GiB of a finished .venv, and the unpacking before it
 UNUSED = ("torchvision", "torchaudio", "torchcodec")  # dependencies of vLLM that text models never import
@@ -112,11 +113,12 @@ def install(device, python):
         check_room(device)
         make_venv(python)
     extras = "train,eval,dev," + device
-    pinned = "torch==" + TORCH
     if device == "cpu":
         with Step("torch " + TORCH + ", CPU build"):
             install_cpu_torch()
-        pinned += "+cpu"
+        pinned = CPU_TORCH
+    else:  # where pip's settings offer the CPU build, too, it would win: its version counts as the higher one
+        pinned = "torch==%s,!=%s+cpu" % (TORCH, TORCH)
     constraints = os.path.join(VENV, "tenon-constraints.txt")
     with open(constraints, "w") as file:
         file.write(pinned + "\n")
@@ -224,14 +226,13 @@ def version_of(python):
 
 def install_cpu_torch():
     """Ask the configured indexes for the CPU build, then PyTorch's own index; never take the CUDA build."""
-    wanted = "torch==%s+cpu" % TORCH
     try:
-        pip("install", "--no-compile", wanted)  # most of its modules are never imported
+        pip("install", "--no-compile", CPU_TORCH)  # most of its modules are never imported
     except DiskFull:
         raise
     except SetupError as first:
         try:
-            pip("install", "--no-compile", wanted, "--index-url", TORCH_CPU_INDEX)
+            pip("install", "--no-compile", CPU_TORCH, "--index-url", TORCH_CPU_INDEX)
         except SetupError as second:
             raise SetupError(
                 "no CPU build of torch %s for Python %d.%d\n  from the configured indexes: %s\n"

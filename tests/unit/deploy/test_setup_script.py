@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
 
@@ -160,7 +161,10 @@ def test_each_device_has_its_extra_and_its_build_of_torch(
     (line,) = [line for line in said.splitlines() if "-m uv pip install" in line]
     assert f"[train,eval,dev,{device}]" in line
     pin = (checkout / ".venv" / "tenon-constraints.txt").read_text()
-    assert pin == ("torch==2.13.0\n" if device == "gpu" else "torch==2.13.0+cpu\n")
+    assert pin == ("torch==2.13.0,!=2.13.0+cpu\n" if device == "gpu" else "torch==2.13.0+cpu\n")
+    builds = ["2.13.0", "2.13.0+cpu", "2.13.0+cu130"]
+    taken = [build for build in builds if build in Requirement(pin.strip()).specifier]
+    assert taken == (["2.13.0", "2.13.0+cu130"] if device == "gpu" else ["2.13.0+cpu"])
     assert ("install --no-compile torch==2.13.0+cpu" in said) == (device == "cpu")
     mark = json.loads((checkout / ".venv" / "tenon-setup.json").read_text())
     assert mark == {"fingerprint": setup_module.fingerprint(device), "device": device}
