@@ -75,11 +75,14 @@ def test_embeddings(mapping, prefill, dtype):
     ids = torch.randint(0, VOCABULARY, (len(mapping[0]),))
     y = torch.randn(len(ids), WIDTH).to(dtype)
     one_hot = torch.nn.functional.one_hot(ids, VOCABULARY).to(dtype)
-    expected = changed(y, one_hot, a.transpose(1, 2), b[:, 0], mapping[0])
+    before, expected = y.clone(), changed(y, one_hot, a.transpose(1, 2), b[:, 0], mapping[0])
     ours = wrapper(mapping, prefill)
     x = a.view(-1, RANK)[ids + ours._embeddings_indices[: len(ids)]]  # as VocabParallelEmbeddingWithLoRA does
     ours.add_lora_embedding(y, x, b, add_input=True)
-    torch.testing.assert_close(y, expected)
+    # A processor that multiplies bfloat16 rounds the change to it, and then the sum: where both cancel each other
+    # out, what is left is small beside what was rounded.
+    rounded = torch.finfo(dtype).eps * (before.abs() + 2 * expected.abs()) + 1e-6
+    assert ((y - expected).abs() <= rounded).all()
 
 
 def test_logits_and_heads_of_classifiers_have_a_row_for_each_request(mapping, prefill):
