@@ -82,13 +82,20 @@ class Fields(dict[str, Any]):
     """Facts for a log line: JSON has each under its own name, text has ``name=value`` for what is not None."""
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={_short(value)}" for name, value in self.items() if value is not None)
+        # One search for all values, as hardly a line has one that must be quoted.
+        words = "".join([value for value in self.values() if isinstance(value, str)])
+        text = _short if AMBIGUOUS.search(words) is None else _quoted
+        return " ".join([f"{name}={text(value)}" for name, value in self.items() if value is not None])
 
 
 def _short(value: Any) -> str:
-    if not isinstance(value, str):
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-    return value if AMBIGUOUS.search(value) is None else orjson.dumps(one_line(value)).decode()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, str) and AMBIGUOUS.search(value):
+        return orjson.dumps(one_line(value)).decode()
+    return _short(value)
 
 
 def message_of(line: str) -> str:

@@ -6,11 +6,12 @@ the disk hangs, up to ``MOST_WAITING`` records wait; those that come then are dr
 
 import contextlib
 import copy
+import io
 import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener
 from pathlib import PurePath
@@ -145,6 +146,14 @@ def logging_to(stream: BinaryIO, form: Format, level: str) -> Iterator[None]:
         lines.flush()
 
 
-def logging_to_stderr(form: Format, level: str) -> AbstractContextManager[None]:
-    """The same to this process's standard error output, which the controller appends to a file."""
-    return logging_to(sys.stderr.buffer, form, level)
+@contextmanager
+def logging_to_stderr(form: Format, level: str) -> Iterator[None]:
+    """The same to this process's standard error output, which the controller appends to a file.
+
+    Lines are written together even where ``PYTHONUNBUFFERED`` is set, as in many containers.
+    """
+    stream = sys.stderr.buffer
+    if isinstance(stream, io.FileIO):
+        stream = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115 - its end may fail, on a full disk
+    with logging_to(stream, form, level):
+        yield

@@ -94,7 +94,7 @@ def push_of(scope: Scope) -> Push | None:
 
 
 class HangUp:
-    """Ends a block when the client hangs up: ``async with HangUp(receive): …`` raises ClientGone then.
+    """Ends a block when the client hangs up: ``with HangUp(receive): …`` raises ClientGone then.
 
     It cancels the task that runs the block, so that whatever the block waits for (an engine's connection) is
     closed at that moment and not at the next write. A server whose ``receive`` has ``when_gone`` tells of the
@@ -107,7 +107,7 @@ class HangUp:
         self._watcher: asyncio.Task[None] | None = None
         self._happened = False
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         task = asyncio.current_task()
         assert task is not None, "requests run in tasks"
         self._task = task
@@ -125,7 +125,7 @@ class HangUp:
         self._happened = True
         self._task.cancel()
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._tell is not None:

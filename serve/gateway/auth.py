@@ -111,11 +111,8 @@ class KeyTable:
         """The names of all keys that were not revoked."""
         return {caller.key.name for caller in self.callers.values() if caller.key is not None}
 
-    def find(self, secret: bytes, at: datetime) -> Caller | None:
-        """Whom a secret belongs to, if it is one and its key is active."""
-        if len(secret) > LONGEST_SECRET:
-            return None
-        digest = hash_of(secret.decode("latin-1"))
+    def find(self, digest: str, at: datetime) -> Caller | None:
+        """Whom a secret belongs to, of which this is the hash, if it is one and its key is active."""
         caller = self.callers.get(digest)
         if caller is None or caller.key is None or not hmac.compare_digest(caller.key.hash, digest):
             return None
@@ -198,19 +195,17 @@ class Keyring:
         if len(given) > 1 or scheme.lower() != b"bearer":
             raise InvalidKey(INVALID, HINT)
         secret = secret.strip()
-        if self._is_operator(secret):
+        if len(secret) > LONGEST_SECRET:
+            raise InvalidKey(INVALID, HINT)
+        digest = hash_of(secret.decode("latin-1"))
+        if self._operator is not None and hmac.compare_digest(self._operator, digest):
             return ANYBODY
         if self.table.revision < 0:
             raise Unavailable("the keys have not been read yet", "try again shortly")
-        caller = self.table.find(secret, datetime.now(UTC))
+        caller = self.table.find(digest, datetime.now(UTC))
         if caller is None:
             raise InvalidKey(INVALID, HINT)
         return caller
-
-    def _is_operator(self, secret: bytes) -> bool:
-        if self._operator is None or len(secret) > LONGEST_SECRET:
-            return False
-        return hmac.compare_digest(self._operator, hash_of(secret.decode("latin-1")))
 
 
 def caller_of(request: Request) -> Caller:

@@ -60,7 +60,7 @@ class AdapterState:
     load_seconds: float | None
 
 
-class TokenHistogram(Histogram):
+class QuickHistogram(Histogram):
     """The library's histogram, which finds the bucket by bisection: it is asked once per token."""
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
@@ -131,21 +131,21 @@ class Metrics:
             ("adapter", "version", "outcome"),
             registry=registry,
         )
-        self.first_token = Histogram(
+        self.first_token = QuickHistogram(
             "tenon_time_to_first_token_seconds",
             "Time from the request to the first token of a streamed answer",
             adapter,
             buckets=FIRST_TOKEN_BUCKETS,
             registry=registry,
         )
-        self.inter_token = TokenHistogram(
+        self.inter_token = QuickHistogram(
             "tenon_inter_token_latency_seconds",
             "Time between tokens of a streamed answer with one choice; tokens in one write share the gap",
             adapter,
             buckets=INTER_TOKEN_BUCKETS,
             registry=registry,
         )
-        self.duration = Histogram(
+        self.duration = QuickHistogram(
             "tenon_request_duration_seconds",
             "Time from the request to the end of an answer that is complete",
             adapter,
@@ -168,7 +168,7 @@ class Metrics:
             adapter,
             registry=registry,
         )
-        self.waited = Histogram(
+        self.waited = QuickHistogram(
             "tenon_wait_seconds",
             "Time that a request waited before it was sent to the engine",
             ("engine",),

@@ -33,6 +33,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._in_head = True
         self._head = 0
+        self._came = 0
         self._dropped = 0
         self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -56,9 +57,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._refused:
             self._drop(len(data))
             return
+        self._came = len(data)
         super().data_received(data)
         if self._in_head and not self._refused and not self.transport.is_closing():
-            self._head += len(data)
+            self._head += self._came
             if self._head > MAX_HEAD:
                 self._refuse()
             elif self._deadline is None:
@@ -72,7 +74,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A head is complete; it may have come in one piece that is too long."""
         self._head_is_here()
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
+        if self._head + self._came > MAX_HEAD and self._length_of_head() > MAX_HEAD:
             self._refuse()
             raise ValueError("the head is too long")  # ends the parser, which answers no more
         before = self.cycle
@@ -103,6 +105,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._refused:
             self.transport.write(with_id(NO_HTTP))
             self.transport.close()
+
+    def _length_of_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _drop(self, count: int) -> None:
         self._dropped += count

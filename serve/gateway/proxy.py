@@ -69,7 +69,7 @@ class DataPlane:
             asked = parse_body(raw, needs_model=endpoint.needs_model)
             del raw  # as long as the answer takes, only the engine's copy is kept
             table = self._source.table
-            conversation = conversation_key(asked, conversation_header(scope))
+            conversation = conversation_key(asked, conversation_header(scope)) if table.choices else ""
             route = _resolve(table, asked.get("model"), caller_of(scope), conversation)
             meters = route.meters
             note_route(asked.get("model"), route)
@@ -152,7 +152,7 @@ class DataPlane:
             self._source.engines, self._source.metrics, self._books.meter, self._session, exchange, relay
         )
         try:
-            async with HangUp(receive):
+            with HangUp(receive):
                 await courier.run()
         except ClientGone:
             outcome = "disconnected"

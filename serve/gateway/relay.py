@@ -82,8 +82,7 @@ class Relay:
         self._send = send
         self._push = push
         self._call = current()  # events that are passed on at once come outside of the request's task
-        kind = ResponsesFilter if exchange.endpoint is RESPONSES else EventFilter
-        self._events = kind(exchange.route, keep_usage=exchange.keep_usage)
+        self._events: EventFilter  # of a stream
         self._left = b""
         self._streaming = False
         self._complete = False
@@ -146,7 +145,9 @@ class Relay:
         await send_json(self._send, route.rename(text), 200, route.headers)
 
     async def _stream(self, reply: Reply) -> None:
-        events = self._events
+        exchange = self._exchange
+        kind = ResponsesFilter if exchange.endpoint is RESPONSES else EventFilter
+        self._events = events = kind(exchange.route, keep_usage=exchange.keep_usage)
         try:
             while not events.done:
                 if self._streaming and self._push is not None:

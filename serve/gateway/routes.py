@@ -103,7 +103,7 @@ class Route:
     salted: bool = True
     lenient: bool = False
 
-    @property
+    @cached_property
     def adapter(self) -> str | None:
         """What an engine must hold for it; None for the base itself."""
         return None if self.engine_name == self.base else self.engine_name
@@ -183,6 +183,11 @@ class RouteTable:
         for engine in self.engines.values():
             found.setdefault(engine.base_name, []).append(engine)
         return found
+
+    @cached_property
+    def choices(self) -> bool:
+        """Whether there is anything to choose by a request's conversation: versions of an alias, or engines."""
+        return bool(self.sides) or len(self.engines) > 1
 
     @cached_property
     def usable(self) -> frozenset[str]:

@@ -299,7 +299,7 @@ class Wires:
         self._connect = connect
         self._keep = keep
         self._idle: dict[Origin, list[Wire]] = {}
-        self._heads: dict[tuple[str, URL], str] = {}
+        self._heads: dict[tuple[str, URL], tuple[str, Origin]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def get(self, url: URL, *, headers: Mapping[str, str]) -> Reply:
@@ -326,26 +326,26 @@ class Wires:
             self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep)
 
     async def _ask(self, method: str, url: URL, payload: bytes, headers: Mapping[str, str]) -> Reply:
-        head = self._heads.get((method, url)) or self._head(method, url)
+        head, origin = self._heads.get((method, url)) or self._head(method, url)
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
             raise ValueError("a header must be one line")
         text = f"{head}{lines}content-length: {len(payload)}\r\n\r\n" if payload else f"{head}{lines}\r\n"
-        wire = self._free((url.scheme, url.raw_host or "", url.port or 80))
+        wire = self._free(origin)
         if wire is None:
-            wire = await self._open((url.scheme, url.raw_host or "", url.port or 80))
+            wire = await self._open(origin)
         return await wire.ask(text.encode(), payload)
 
-    def _head(self, method: str, url: URL) -> str:
-        """The lines that all requests to a URL have; URLs are our own endpoints', so there are few."""
+    def _head(self, method: str, url: URL) -> tuple[str, Origin]:
+        """The lines that all requests to a URL have, and whom they go to; URLs are our own endpoints', so few."""
         if len(self._heads) > 1000:
             self._heads.clear()
         text = f"{method} {url.raw_path_qs} HTTP/1.1\r\nhost: {url.host_port_subcomponent}\r\n"
         if url.user is not None:
             secret = base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
             text += f"authorization: Basic {secret}\r\n"
-        self._heads[method, url] = text
-        return text
+        found = self._heads[method, url] = text, (url.scheme, url.raw_host or "", url.port or 80)
+        return found
 
     def _free(self, origin: Origin) -> Wire | None:
         """The connection that was used last, if it is open and not so old that the engine may be closing it."""

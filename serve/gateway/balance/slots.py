@@ -126,7 +126,7 @@ class Slots:
         request = Request(
             adapter, cost, now, now + self.limits.timeout if deadline is None else deadline, wake
         )
-        flow = self._flows.setdefault(adapter, Flow(adapter))
+        flow = self._flows.get(adapter) or self._flows.setdefault(adapter, Flow(adapter))
         flow.queue[request] = None
         self.waiting += 1
         if adapter is None or (flow in self._holders and flow not in self._draining):
@@ -210,6 +210,8 @@ class Slots:
 
     def _pump(self) -> None:
         """Admit all that may be admitted now."""
+        if not self.waiting and not self._draining:
+            return
         now = self._clock()
         self._share_slots(now)
         while self._round and self.running < self.limits.running:

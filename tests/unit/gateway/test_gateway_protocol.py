@@ -113,9 +113,8 @@ async def test_a_body_that_came_whole_is_given_once() -> None:
     async def app(_: Scope, receive: Receive, send: Send) -> None:
         incoming: Any = receive
         seen.extend([incoming.whole(), incoming.whole()])
-        with pytest.raises(ClientGone):
-            async with HangUp(receive):
-                await asyncio.Event().wait()
+        with pytest.raises(ClientGone), HangUp(receive):
+            await asyncio.Event().wait()
         seen.append((await receive())["type"])
 
     async with serving(app) as (_, writer):
@@ -145,7 +144,7 @@ async def test_a_hang_up_ends_what_waits(ours: bool, before: bool, size: int) ->
             return await receive()
 
         try:
-            async with HangUp(receive if ours else others):
+            with HangUp(receive if ours else others):
                 await asyncio.Event().wait()
         except ClientGone:
             await asyncio.sleep(0)  # which the cancellation would end, had it not been taken back
@@ -163,7 +162,7 @@ async def test_pipelined_requests_are_answered_in_order_and_their_hang_up_is_hea
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with HangUp(receive):
+            with HangUp(receive):
                 await asyncio.sleep(0.05 if scope["path"] == "/1" else 60)
         except ClientGone:
             ends.append(scope["path"])

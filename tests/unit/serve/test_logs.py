@@ -2,6 +2,10 @@
 
 import io
 import logging
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -172,6 +176,29 @@ def test_a_full_disk_loses_lines_and_nothing_else(capfd: pytest.CaptureFixture[s
     with logging_to(Full(), "json", "info"):
         log.info("nobody reads this")
     assert capfd.readouterr() == ("", "")
+
+
+MANY = """
+import logging
+from serve.logs import logging_to_stderr
+
+with logging_to_stderr("text", "info"):
+    for number in range(1000):
+        logging.getLogger("many").info("line %d", number)
+"""
+
+
+def test_many_lines_are_written_together_whatever_python_buffers() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
+    with ours, theirs:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen([sys.executable, "-c", MANY], stderr=theirs, env=environment)
+        theirs.close()
+        writes = list(iter(lambda: ours.recv(2**20), b""))
+        assert process.wait() == 0
+    lines = b"".join(writes).decode().splitlines()
+    assert [line.rpartition(" ")[2] for line in lines] == [str(number) for number in range(1000)]
+    assert len(writes) < 100
 
 
 def test_levels_and_handlers_are_as_before_afterwards() -> None:
