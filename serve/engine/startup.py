@@ -55,6 +55,12 @@ _CAUSES = (
         r"unrecognized arguments|expected one argument|invalid choice|invalid \w+ value",
         "the engine does not know one of its arguments: check TENON_ENGINE_ARGS",
     ),
+    (
+        r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver"
+        r"|driver on your system is too old",
+        "vLLM finds no GPU that it can use: `nvidia-smi` must list one (is the driver too old, or the container "
+        "without access to it?); for an engine on the CPU run `make setup DEVICE=cpu`",
+    ),
     (r"No module named '?vllm", "vLLM is not installed in this environment: run `make setup`"),
     (
         r"not a valid model identifier|Repo id must be|Invalid repository ID|No such file or directory.*config\.json"
