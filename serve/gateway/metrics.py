@@ -61,7 +61,7 @@ class AdapterState:
 
 
 class QuickHistogram(Histogram):
-    """The library's histogram, which finds the bucket by bisection: it is asked once per token."""
+    """The library's histogram, which finds the bucket by bisection: that of tokens is asked once for each."""
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Count one value of a series that has all its labels."""

@@ -179,9 +179,9 @@ async def test_who_hangs_up_while_waiting_leaves_the_queue_and_no_engine_hears_o
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    await until(lambda: (pool.status()["engine"]["waiting"], pool.status()["engine"]["running"]) == (0, 0), 1)
+    await until(lambda: (pool.status()["engine"]["waiting"], pool.status()["engine"]["running"]) == (0, 0))
     assert len(bench.engine.bodies) == 1
-    await until(lambda: bench.engine.stats.running == 0, 1)
+    await until(lambda: bench.engine.stats.running == 0)
 
 
 async def test_the_tokenizer_needs_no_place(bench: Bench) -> None:

