@@ -1,6 +1,5 @@
 """Keys: who is let in, by what, where, until when; the identity attacks 1 to 5 with keys in force."""
 
-import asyncio
 import json
 import logging
 import re
@@ -205,9 +204,9 @@ async def test_4_another_tenants_adapter_is_as_absent_as_one_that_is_not(guarded
 
 async def test_4_not_even_a_restarting_engine_tells_them_apart(guarded: Bench) -> None:
     secret = await new_key(guarded, "shop", adapters=("support",))
-    for changes in ({"state": "down"}, {"state": "starting", "url": None}):
-        guarded.tell_engine(**changes)
-        await asyncio.sleep(0.3)
+    for state, url in (("down", guarded.engine.url), ("starting", None)):
+        guarded.tell_engine(state=state, url=url)
+        await until(lambda state=state: guarded.source.table.engine.state == state)
         theirs = await ask(guarded, secret, body={**BODY, "model": "ticket"})
         none = await ask(guarded, secret, body={**BODY, "model": "absent"})
         assert theirs[1].replace(b"ticket", b"absent") == none[1]
