@@ -93,5 +93,5 @@ bench-processes: setup ## Measure how long a training's, a command's and a gatew
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
 	-@if [ -x $(TENON) ]; then $(TENON) down; fi
-	rm -rf .venv .tenon *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv.old .tenon *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

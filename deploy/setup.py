@@ -1,8 +1,13 @@
 """Makes ``.venv`` and installs Tenon into it: ``make setup``, or ``python3 deploy/setup.py``.
 
 Runs before anything is installed, so it uses the standard library only and syntax that old interpreters
-can read far enough to be told that they are too old. Nothing outside ``.venv`` is touched. A stamp in
-``.venv`` makes the second run a no-op until pyproject.toml, the interpreter or the device changes.
+can read far enough to be told that they are too old. Outside ``.venv`` only pip and uv keep their caches, and
+the checkout gets its metadata (``*.egg-info``). A stamp in ``.venv`` makes the second run a no-op until
+pyproject.toml, the interpreter or the device changes.
+
+The device is looked for once: from then on ``auto`` is what the environment was set up for, so that a container
+that was started without its GPU leaves the environment as it is. Another one is asked for by name, and has the
+environment made anew, as vLLM's builds for CPU and GPU share a folder.
 """
 
 import argparse
@@ -57,8 +62,9 @@ def main(argv=None):
     )
     options = parser.parse_args(argv)
     try:
-        device = find_device() if options.device == "auto" else options.device
-        if stamped() == fingerprint(device) and usable(options.python):
+        mark = stamp()
+        device = mark.get("device") or find_device() if options.device == "auto" else options.device
+        if mark.get("fingerprint") == fingerprint(device) and runs() and usable(options.python):
             return 0
         install(device, options.python)
     except SetupError as error:
@@ -90,15 +96,29 @@ def fingerprint(device):
     return digest.hexdigest()
 
 
-def stamped():
-    """The fingerprint of the last complete set-up, or None where there is none that still runs."""
+def stamp():
+    """What the last set-up left: its ``device``, and its ``fingerprint`` if it was completed."""
     try:
         with open(STAMP) as file:
-            mark = json.load(file)["fingerprint"]
+            mark = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def leave_stamp(device, mark=None):
+    """Say what the environment is for, and with a fingerprint, that it is complete."""
+    with open(STAMP, "w") as file:
+        json.dump({"fingerprint": mark, "device": device}, file)
+
+
+def runs():
+    """Whether the environment's Python does."""
+    try:
         subprocess.run([PYTHON, "-c", ""], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except (OSError, ValueError, KeyError, subprocess.CalledProcessError):
-        return None
-    return mark
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
 
 
 def install(device, python):
@@ -109,9 +129,11 @@ def install(device, python):
         + ("an NVIDIA GPU" if device == "gpu" else "the CPU")
         + " (log: .venv/tenon-setup.log)"
     )
+    anew = stamp().get("device", device) != device
     with Step("Python"):
-        check_room(device)
-        make_venv(python)
+        check_room(device, anew)
+        make_venv(python, anew)
+        leave_stamp(device)
     extras = "train,eval,dev," + device
     if device == "cpu":
         with Step("torch " + TORCH + ", CPU build"):
@@ -127,8 +149,7 @@ def install(device, python):
     with Step("Check"):
         remove_broken()
         check_imports()
-    with open(STAMP, "w") as file:
-        json.dump({"fingerprint": fingerprint(device), "device": device}, file)
+    leave_stamp(device, fingerprint(device))
     print("Set up in %.0f s" % (time.monotonic() - started))
 
 
@@ -146,9 +167,9 @@ class Step:
         print("%5.0f s" % (time.monotonic() - self.started) if kind is None else " failed", flush=True)
 
 
-def check_room(device):
-    """Raise where the disk cannot hold the environment."""
-    if os.path.exists(STAMP):
+def check_room(device, anew):
+    """Raise where the disk cannot hold the environment, in the place of what is there."""
+    if stamp().get("fingerprint") and not anew:
         return
     held = sum(
         os.path.getsize(os.path.join(folder, name))
@@ -173,13 +194,12 @@ def usable(asked):
     return not asked or version_of(shutil.which(asked) or asked) in (None, version)
 
 
-def make_venv(asked):
-    """Create ``.venv`` unless a usable one is there."""
-    if usable(asked):
+def make_venv(asked, anew):
+    """Create ``.venv`` unless a usable one is there, or in its place."""
+    if usable(asked) and not anew:
         return
-    if os.path.lexists(VENV):
-        shutil.rmtree(VENV)
     python = find_python(asked)
+    discard()
     done = subprocess.run(
         [python, "-m", "venv", VENV], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -191,6 +211,23 @@ def make_venv(asked):
         )
 
 
+def discard():
+    """Remove the environment; whoever breaks off leaves none that is half there."""
+    old = VENV + ".old"
+    remove(old)
+    if os.path.lexists(VENV):
+        os.rename(VENV, old)
+        remove(old)
+
+
+def remove(path):
+    """Remove a folder or a link, if there is one."""
+    if os.path.islink(path):
+        os.unlink(path)
+    elif os.path.lexists(path):
+        shutil.rmtree(path)
+
+
 def find_python(asked):
     """The interpreter asked for, else the first suitable one on PATH."""
     names = [asked] if asked else ["python3"] + ["python3.%d" % minor for minor in (12, 11, 13)]
@@ -200,7 +237,8 @@ def find_python(asked):
         version = version_of(path) if path else None
         if version is not None:
             if OLDEST <= version <= NEWEST:
-                return path
+                # An activated environment's Python is a link, and goes with it.
+                return os.path.realpath(path) if path.startswith(VENV + os.sep) else path
             seen.append("%s is %d.%d" % ((name,) + version))
     raise SetupError(
         "no suitable Python: Tenon needs 3.%d to 3.%d (%s); install one and say `make setup PYTHON=/path/to/python3.12`"
@@ -233,6 +271,8 @@ def install_cpu_torch():
     except SetupError as first:
         try:
             pip("install", "--no-compile", CPU_TORCH, "--index-url", TORCH_CPU_INDEX)
+        except DiskFull:
+            raise
         except SetupError as second:
             raise SetupError(
                 "no CPU build of torch %s for Python %d.%d\n  from the configured indexes: %s\n"

@@ -83,7 +83,7 @@ def test_registry_that_does_not_answer_is_named(checkout: Path) -> None:
     )
     assert done.returncode == 1
     assert "registry does not answer" in done.stderr
-    assert not (checkout / ".venv" / "tenon-setup.json").exists()
+    assert json.loads((checkout / ".venv" / "tenon-setup.json").read_text())["fingerprint"] is None
 
 
 def test_a_stamp_of_the_same_inputs_does_nothing(checkout: Path, setup_module: ModuleType) -> None:
@@ -214,7 +214,7 @@ def test_ctrl_c_ends_it_with_what_it_started_and_the_next_run_goes_on(checkout: 
     _, said = running.communicate(timeout=20)
     assert (running.returncode, said) == (130, "setup: interrupted; run it again to go on\n")
     assert not Path("/proc", pid.read_text().strip()).exists()
-    assert not (checkout / ".venv" / "tenon-setup.json").exists()
+    assert json.loads((checkout / ".venv" / "tenon-setup.json").read_text())["fingerprint"] is None
     assert "install" in asked.read_text()
     environment_that_says(checkout, "exit 0", version="3 12")
     assert run_setup(checkout).returncode == 0
@@ -245,6 +245,68 @@ def test_a_full_disk_is_not_tried_twice(checkout: Path, setup_module: ModuleType
     with pytest.raises(setup_module.DiskFull):
         setup_module.install_packages("-e", "here")
     assert "-m uv pip install" in asked.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("index", ["configured", "PyTorch's"])
+def test_a_full_disk_is_not_taken_for_a_missing_build(
+    checkout: Path, setup_module: ModuleType, index: str
+) -> None:
+    full = "echo 'No space left on device'; exit 2"
+    elsewhere = 'case "$*" in *--index-url*)' + full + ";; esac; exit 1"
+    environment_that_says(checkout, "exit 0", pip=full if index == "configured" else elsewhere)
+    with pytest.raises(setup_module.DiskFull, match="the disk is full"):
+        setup_module.install_cpu_torch()
+
+
+@pytest.mark.parametrize(("first", "then"), [("cpu", "gpu"), ("gpu", "cpu")])
+def test_the_device_stays_and_another_one_gets_an_environment_of_its_own(
+    checkout: Path,
+    setup_module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    first: str,
+    then: str,
+) -> None:
+    monkeypatch.setattr(setup_module, "ROOM_NEEDED", {"cpu": 0, "gpu": 0})
+    monkeypatch.setattr(setup_module, "find_python", lambda _: str(maker))
+    # What makes environments here: one that notes what it is asked, as above.
+    environment_that_says(checkout, "exit 0", version="3 12")
+    made = (checkout / ".venv" / "bin" / "python").read_text()
+    maker = script(
+        checkout / "bin",
+        "maker",
+        f'mkdir -p {checkout}/.venv/bin; cp -p "$0.made" {checkout}/.venv/bin/python',
+    )
+    script(checkout / "bin", "maker.made", made.removeprefix("#!/bin/sh\n"))
+    assert setup_module.main(["--device", first]) == 0
+    mine = checkout / ".venv" / "mine"
+    mine.touch()
+    # As when a container is started without its GPU, or a driver appears.
+    gpu_machine(checkout, monkeypatch, "echo 'GPU 0: x'" if then == "gpu" else "exit 9")
+    capsys.readouterr()
+    assert setup_module.main([]) == 0
+    assert (capsys.readouterr().out, mine.exists()) == ("", True)
+    assert setup_module.main(["--device", then]) == 0
+    assert not mine.exists()
+    assert setup_module.stamp() == {"fingerprint": setup_module.fingerprint(then), "device": then}
+    assert setup_module.main([]) == 0
+    assert sorted(path.name for path in checkout.iterdir() if path.name.startswith(".venv")) == [".venv"]
+
+
+def test_an_environment_that_was_not_completed_for_another_device_is_not_built_on(
+    checkout: Path, setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup_module, "ROOM_NEEDED", {"cpu": 0, "gpu": 0})
+    environment_that_says(checkout, "exit 1", version="3 12", pip="exit 1")
+    assert setup_module.main(["--device", "cpu"]) == 1
+    (checkout / ".venv" / "half").touch()
+    assert setup_module.main(["--device", "gpu", "--python", str(checkout / "none")]) == 1
+    assert (checkout / ".venv" / "half").exists(), "without a Python for another, the one that is there stays"
+    old = script(
+        checkout / "bin", "other", f"case $* in *version_info*) echo 3 12;; *) mkdir {checkout}/.venv;; esac"
+    )
+    setup_module.make_venv(str(old), anew=True)
+    assert not list((checkout / ".venv").iterdir())
 
 
 def test_lists_of_indexes_and_the_certificate_reach_uv(setup_module: ModuleType) -> None:

@@ -30,7 +30,8 @@ def test_starts_are_measured_in_turns(tmp_path: Path, capsys: pytest.CaptureFixt
         "ours, forked",
     ]
     assert all(0 < row["from"] <= row["s until ready"] <= row["to"] < 60 for row in found["rows"])
-    assert all(0 < row["s to end"] < 60 and row["MiB"] > 5 for row in found["rows"])
+    # The fake engine may end within five milliseconds, which are rounded to none.
+    assert all(0 <= row["s to end"] < 60 and row["MiB"] > 5 for row in found["rows"])
     assert len(found["goals"]) == 4
     assert code == (0 if all(goal["met"] for goal in found["goals"]) else 1)
     assert "s until ready" in capsys.readouterr().out
