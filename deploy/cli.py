@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from deploy import cli_adapters, cli_aliases, cli_keys, cli_stack, cli_train, cli_usage, crash
-from deploy.console import report_error
-from serve.errors import TenonError
+from deploy.console import for_scripts, report_error
+from serve.errors import InputError, TenonError
+from serve.log_lines import one_line
 
 app = typer.Typer(
     name="tenon",
@@ -62,13 +63,26 @@ def main(arguments: list[str] | None = None) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has its way
             signal.signal(number, interrupt)
     try:
-        app(args=arguments)
+        code = app(args=arguments, standalone_mode=False)
     except TenonError as error:
         report_error(error)
         sys.exit(error.exit_code)
+    except typer.TyperException as error:
+        for_scripts("--json" in (sys.argv[1:] if arguments is None else arguments))
+        if error.format_message():  # else it was asked for nothing, and has printed its help
+            report_error(misuse(error))
+        sys.exit(InputError.exit_code)
     except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, a person gets one line
         report_error(crash.report(error))
         sys.exit(TenonError.exit_code)
+    sys.exit(code or 0)
+
+
+def misuse(error: typer.TyperException) -> InputError:
+    """What Typer says of arguments that it does not understand, as an error of ours."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "tenon"
+    return InputError(one_line(error.format_message()).removesuffix("."), f"see `{command} --help`")
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

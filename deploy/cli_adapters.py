@@ -24,6 +24,7 @@ from serve.registry.sources import Fetched, Limits, Source, fetched, parse_sourc
 app = typer.Typer(
     help="List, inspect, add, verify and remove adapter versions, and collect what nothing needs.",
     no_args_is_help=True,
+    epilog="Examples: tenon adapters add ./my-lora --name support · tenon adapters list · tenon adapters gc --dry-run",
 )
 
 Ref = Annotated[str, typer.Argument(help="NAME@vN")]

@@ -15,6 +15,7 @@ from serve.registry import Alias, AliasChange, Registry
 app = typer.Typer(
     help="List, inspect and remove the names that clients use; `tenon deploy` gives them.",
     no_args_is_help=True,
+    epilog="Examples: tenon aliases list · tenon aliases show support",
 )
 
 Name = Annotated[str, typer.Argument(help="Name of the alias.")]

@@ -10,7 +10,11 @@ from deploy.cli_stack import Json, registry_of
 from deploy.console import console, note, print_json
 from serve.registry import ApiKey, Rights
 
-app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(
+    help="Create, list and revoke API keys.",
+    no_args_is_help=True,
+    epilog="Examples: tenon keys create shop · tenon keys list · tenon keys revoke shop",
+)
 
 
 def limit(what: str) -> Any:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import typer
 import yaml
 
 from serve.config import Settings
@@ -48,7 +47,7 @@ def assignments(pairs: list[str], option: str) -> dict[str, Any]:
     for pair in pairs:
         key, mark, value = pair.partition("=")
         if not mark:
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=option)
+            raise InputError(f"{option} {pair}: it is not KEY=VALUE", "write it as temperature=0.7")
         try:
             content[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:

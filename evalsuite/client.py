@@ -160,7 +160,10 @@ class _Asker:
                     _reason(response.status, content), "see `tenon status` for what is served"
                 )
             if response.status in REFUSED:
-                raise ConfigError(f"{self._url} refuses the key: {_reason(response.status, content)}")
+                raise ConfigError(
+                    f"{self._url} refuses the key: {_reason(response.status, content)}",
+                    "is it the gateway of this home? See `tenon status`",
+                )
             if response.status != 200:
                 raise BadRequest(_reason(response.status, content))
         return _answer(content, time.perf_counter() - began, tries)

@@ -183,10 +183,14 @@ def assemble(
         errors = Counter(answer.error for answer in row if answer.error is not None)
         if errors.total() == len(row):
             raise Unavailable(
-                f"{arm.label} answered none of {len(row)} questions: {errors.most_common(1)[0][0]}"
+                f"{arm.label} answered none of {len(row)} questions: {errors.most_common(1)[0][0]}",
+                "see `tenon status`, and the logs of engine and gateway",
             )
     if not complete:
-        raise Unavailable("no question was answered by all arms, so there is nothing to compare")
+        raise Unavailable(
+            "no question was answered by all arms, so there is nothing to compare",
+            "see `tenon status`, and ask again when all arms answer",
+        )
     marker = Marker(task, [question.expected for question in questions])
     metrics, marks = marker.metrics, _marks(marker, arms, questions, answers, complete)
     candidate = next(arm for arm in arms if arm.role == "candidate")
@@ -278,6 +282,11 @@ def _marks(
 def _check_arms(arms: Sequence[Arm]) -> None:
     roles = Counter(arm.role for arm in arms)
     if roles["base"] != 1 or roles["candidate"] != 1 or roles["live"] > 1:
-        raise ConfigError("an evaluation needs one base arm, one candidate arm and at most one live arm")
+        raise ConfigError(
+            "an evaluation needs one base arm, one candidate arm and at most one live arm",
+            "name each of them once",
+        )
     if len({arm.label for arm in arms}) != len(arms):
-        raise ConfigError("two arms have the same label, so nobody could tell them apart")
+        raise ConfigError(
+            "two arms have the same label, so nobody could tell them apart", "give each a label of its own"
+        )

@@ -96,7 +96,10 @@ def read_questions(path: Path, task: Task, limit: int | None = None) -> list[Que
             continue
         question = _question(path, number, line)
         if question.id in seen:
-            raise DataError(f"{path}, line {number}: id {question.id!r} was used in line {seen[question.id]}")
+            raise DataError(
+                f"{path}, line {number}: id {question.id!r} was used in line {seen[question.id]}",
+                "give each row an id of its own, as the data step does",
+            )
         _check_expected(path, number, question.expected, task)
         seen[question.id] = number
         questions.append(question)
@@ -137,9 +140,10 @@ def _read(path: Path) -> str:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist", "prepare the data first, or name another file") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        text = f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        raise DataError(text, "prepare the data again, or save the file as UTF-8") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}", "look at its permissions") from error
 
 
 def _question(path: Path, number: int, line: str) -> Question:
@@ -152,7 +156,10 @@ def _question(path: Path, number: int, line: str) -> Question:
         ) from error
     answer = row.completion[0]
     if answer.tool_calls:
-        raise DataError(f"{path}, line {number}: the expected answer is a tool call, which is not scored yet")
+        raise DataError(
+            f"{path}, line {number}: the expected answer is a tool call, which is not scored yet",
+            "leave the row out; the data step does",
+        )
     return Question(row.id, row.prompt, answer.content, row.tools or ())
 
 
@@ -163,7 +170,10 @@ def _check_expected(path: Path, number: int, expected: str, task: Task) -> None:
             "the test split and task.json must come from the same data step",
         )
     if task.kind == "json" and parse_object(expected) is None:
-        raise DataError(f"{path}, line {number}: the expected answer is no JSON object: {expected[:80]!r}")
+        raise DataError(
+            f"{path}, line {number}: the expected answer is no JSON object: {expected[:80]!r}",
+            "the test split and task.json must come from the same data step",
+        )
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -263,7 +263,10 @@ def _died(run: Run, returncode: int, last: TrainEvent) -> TrainingFailed:
             + (telling[-1] if telling else "it said nothing"),
             f"its log: {run.log}",
         )
-    return TrainingFailed(f"the training process ended after step {last.step} (exit code {returncode})", "")
+    return TrainingFailed(
+        f"the training process ended after step {last.step} (exit code {returncode}), and {run.log} cannot be read",
+        f"the same command goes on {goes_on}",
+    )
 
 
 def _note(run: Run, **values: Any) -> None:

@@ -143,7 +143,7 @@ async def counters(url: str) -> Mapping[str, float]:
         async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as reply:
             return read_counters(await reply.text())
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise EngineUnavailable(f"the engine at {url} tells no metrics: {error}") from error
+        raise EngineUnavailable(f"the engine at {url} tells no metrics: {error}", "see its log") from error
 
 
 def read_counters(text: str) -> dict[str, float]:

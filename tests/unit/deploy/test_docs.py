@@ -1,9 +1,11 @@
-"""Every command, setting, metric and error code is documented."""
+"""Every command, setting, metric and error code is documented, and every error and help text says how to go on."""
 
+import ast
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -22,7 +24,8 @@ from serve.registry import Registry
 from train.data.spec import DataSpec
 from train.recipe import LoraSpec, Recipe, TrainSpec
 
-DOCS = Path(__file__).parents[3] / "docs"
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
 
 
 def error_classes(root: type[TenonError] = TenonError) -> Iterator[type[TenonError]]:
@@ -30,6 +33,25 @@ def error_classes(root: type[TenonError] = TenonError) -> Iterator[type[TenonErr
     for child in root.__subclasses__():
         if child.__module__ == "serve.errors":
             yield from error_classes(child)
+
+
+def helped(command: Any, name: str = "tenon") -> Iterator[tuple[str, Any]]:
+    """A command and all below it, by what one types."""
+    yield name, command
+    for child, inner in getattr(command, "commands", {}).items():
+        yield from helped(inner, f"{name} {child}")
+
+
+HELPED = dict(helped(typer.main.get_command(app)))
+
+
+def raised(room: str) -> Iterator[tuple[str, ast.Call]]:
+    """Where a room makes one of our errors; a refused request becomes the error of its answer, not one of a command."""
+    names = {kind.__name__ for kind in error_classes()} - {"BadRequest"}
+    for path in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
 
 
 def commands() -> list[str]:
@@ -44,7 +66,25 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("kind", list(error_classes()), ids=lambda kind: kind.__name__)
 def test_error_code_is_documented_with_its_status(kind: type[TenonError]) -> None:
     assert f"| `{kind.code}` | {kind.status} | {kind.exit_code} |" in (DOCS / "errors.md").read_text()
-    assert kind.__name__ in (Path(__file__).parents[3] / "serve" / "errors.py").read_text().split('"""')[1]
+    assert kind.__name__ in (ROOT / "serve" / "errors.py").read_text().split('"""')[1]
+
+
+@pytest.mark.parametrize("room", ["train", "evalsuite", "deploy"])
+def test_every_error_that_a_command_meets_has_a_way_out(room: str) -> None:
+    found = dict(raised(room))
+    assert len(found) > 10
+    assert [
+        where
+        for where, call in found.items()
+        if len(call.args) < 2 and not call.keywords and not any(isinstance(a, ast.Starred) for a in call.args)
+    ] == []
+
+
+@pytest.mark.parametrize("command", HELPED)
+def test_every_help_text_has_an_example_of_its_own(command: str) -> None:
+    epilog = HELPED[command].epilog
+    assert epilog.startswith(("Example: ", "Examples: "))
+    assert f"{command} " in f"{epilog} "
 
 
 @pytest.mark.parametrize("field", sorted(Settings.model_fields))

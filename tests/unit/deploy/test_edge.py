@@ -76,6 +76,45 @@ def test_an_error_is_json_for_a_script(tmp_path: Path, arguments: tuple[str, ...
     assert error["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said", "command"),
+    [
+        (("eval",), "version", "tenon eval"),
+        (("adapters", "show", "x", "--bogus"), "--bogus", "tenon adapters show"),
+        (("up", "--port", "many"), "--port", "tenon up"),
+        (("nonsense",), "nonsense", "tenon"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_arguments_that_are_not_understood_are_an_error_like_others(
+    tmp_path: Path, arguments: tuple[str, ...], said: str, command: str, as_json: bool
+) -> None:
+    done = tenon(tmp_path / "home", *arguments, *(["--json"] if as_json else []))
+    assert (done.returncode, done.stdout) == (2, "")
+    if as_json:
+        (line,) = done.stderr.splitlines()
+        error = json.loads(line)["error"]
+        assert error["code"] == "invalid_input"
+        cause, hint = error["message"], error["hint"]
+    else:
+        cause, hint = cause_and_hint(done)
+    assert said in cause.lower()
+    assert hint.endswith(f"{command.removeprefix('tenon')} --help`")
+
+
+def test_a_pair_that_is_none_is_json_for_a_script(tmp_path: Path) -> None:
+    done = tenon(tmp_path / "home", "deploy", "a@v1", "--set", "temperature", "--json")
+    assert (done.returncode, json.loads(done.stderr)["error"]["code"]) == (2, "invalid_input")
+
+
+@pytest.mark.parametrize("group", [(), ("adapters",), ("keys",)])
+def test_who_asks_for_nothing_gets_help(tmp_path: Path, group: tuple[str, ...]) -> None:
+    done = tenon(tmp_path / "home", *group)
+    assert done.returncode == 2
+    assert "Usage:" in done.stdout
+    assert "error" not in done.stderr
+
+
 def test_down_of_nothing_is_json_too(tmp_path: Path) -> None:
     done = tenon(tmp_path / "home", "down", "--json")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"stopped": []})
