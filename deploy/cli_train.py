@@ -61,7 +61,7 @@ def train(
 
     settings = settings_of(context)
     with Registry.of(settings) as registry:
-        version = train_and_register(settings, Recipe.load(recipe, overrides or []), registry)
+        version = train_and_register(settings, recipe_of(context, recipe, overrides or []), registry)
     if as_json:
         print_json({"version": str(version.ref), "digest": version.digest, "run": version.lineage.run})
     else:
@@ -172,8 +172,8 @@ def run(
     need("train", "eval")
     from deploy.pipeline import run as run_pipeline
 
-    base = model if recipe is not None else settings_of(context, model=model).model
-    chosen = Recipe.load(recipe, [*given(base=base, name=name, data=data, test=test), *(overrides or [])])
+    options = given(base=model, name=name, data=data, test=test)
+    chosen = recipe_of(context, recipe, [*options, *(overrides or [])])
     settings = settings_to_run(context, model=chosen.base, port=port)
     outcome = run_pipeline(settings, chosen, force=force)
     if as_json:
@@ -183,7 +183,17 @@ def run(
     raise typer.Exit(0 if outcome.deployed else GATE_REFUSED)
 
 
-def given(*, base: str | None, name: str | None, data: str | None, test: str | None) -> list[str]:
+def recipe_of(context: typer.Context, path: Path | None, overrides: list[str]) -> Recipe:
+    """The recipe with ``overrides``; one that names no base is for the base that is served, or that is set."""
+    recipe = Recipe.load(path, overrides)
+    if "base" in recipe.model_fields_set:
+        return recipe
+    return Recipe.load(path, [*overrides, *given(base=settings_of(context).model)])
+
+
+def given(
+    *, base: str | None = None, name: str | None = None, data: str | None = None, test: str | None = None
+) -> list[str]:
     """Overrides of the recipe for the options that were given, also for empty ones; a value is quoted as in YAML."""
     keys = {"base": base, "name": name, "data.train": data, "data.test": test}
     quoted = {

@@ -40,6 +40,7 @@ from serve.errors import ConfigError
 from serve.net import address_problem, bare
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity, identify_base, safe_name
+from serve.registry.hub import Say
 
 HINT = "see docs/serving.md for the format"
 
@@ -174,8 +175,10 @@ class PlannedServer:
     server: OpenAIServer
 
 
-def planned(settings: Settings) -> list[PlannedEngine]:
+def planned(settings: Settings, say: Say | None = None) -> list[PlannedEngine]:
     """Every engine that a stack is to have; raises ConfigError and BaseModelError.
+
+    A base that is not there yet is downloaded, and ``say`` is told how far that is.
 
     The first is called ``engine``, its replicas ``engine-2`` and so on, those of a further base after the base.
     """
@@ -183,7 +186,7 @@ def planned(settings: Settings) -> list[PlannedEngine]:
     bases: dict[str, str] = {}
     further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
     for engines in [BaseEngines.of(settings), *further]:
-        base = identify_base(engines.model, engines.extra_args)
+        base = identify_base(engines.model, engines.extra_args, say)
         if base.name in bases:
             raise ConfigError(
                 f"{engines.model} and {bases[base.name]} are both served as {base.name}",

@@ -68,7 +68,7 @@ def train_and_register(
     With ``to_prove``, raises :class:`DataError` before training where no question is held out.
     """
     with step("data") as current:
-        base = identify_base(recipe.base)
+        base = identify_base(recipe.base, say=current.say)
         prepared = prepare_in(settings.home, recipe.data)
         current.result = " · ".join(f"{count:,} {split}" for split, count in prepared.counts.items())
     for text in describe(prepared):

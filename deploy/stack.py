@@ -48,7 +48,7 @@ def up(settings: Settings, say: Callable[[str], None]) -> Status:
                 f"the stack of {settings.home} is up already at {before.url} serving {before.base}",
                 "see `tenon status`; to change its settings run `tenon down` first",
             )
-        child = None if before.controller.running else start_controller(settings, before)
+        child = None if before.controller.running else start_controller(settings, before, say)
         try:
             return wait_until_up(settings, child, say)
         except BaseException:
@@ -57,11 +57,13 @@ def up(settings: Settings, say: Callable[[str], None]) -> Status:
             raise
 
 
-def start_controller(settings: Settings, before: Status) -> "subprocess.Popen[bytes]":
+def start_controller(
+    settings: Settings, before: Status, say: Callable[[str], None]
+) -> "subprocess.Popen[bytes]":
     """Write what is wanted and start a controller; it adopts an engine and a gateway that still live."""
     if before.gateway.pid is None:
         check_gateway(settings)
-    planned_servers(settings, planned(settings))
+    planned_servers(settings, planned(settings, say))
     write_stack(settings)
     (settings.state / "gateway-exit.json").unlink(missing_ok=True)
     return spawn("deploy.controller", "--home", str(settings.home), log=settings.logs / "controller.log")

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from serve.errors import BaseModelError
-from serve.registry.hub import HUB_ID, download
+from serve.registry.hub import HUB_ID, Say, download
 from serve.registry.serving import CLASSIFYING, GENERATIVE, HEADS, TEXT, Serving, makes_head, serving_of
 from serve.registry.tensor_file import Header, MalformedTensors, read_header
 
@@ -62,8 +62,11 @@ class BaseIdentity:
         return f"model.{module}" if f"model.{module}.weight" in self.shapes else module
 
 
-def resolve_model(model: str) -> Path:
-    """The folder of a built-in base, a local folder in hub format or a hub id; raises BaseModelError."""
+def resolve_model(model: str, say: Say | None = None) -> Path:
+    """The folder of a built-in base, a local folder in hub format or a hub id; raises BaseModelError.
+
+    ``say`` is told how far a download is.
+    """
     if model == BUILTIN:
         return _builtin()
     path = Path(model).expanduser()
@@ -74,7 +77,7 @@ def resolve_model(model: str) -> Path:
             f"{model} is a file, not a model's folder", "give the folder that holds config.json"
         )
     if HUB_ID.fullmatch(model):
-        return download(model)
+        return download(model, say)
     near = _nearby(path)
     raise BaseModelError(
         f"there is no base model {model!r}" + (f"; nearby: {', '.join(near)}" if near else ""),
@@ -82,8 +85,8 @@ def resolve_model(model: str) -> Path:
     )
 
 
-def identify_base(model: str, engine_args: Sequence[str] = ()) -> BaseIdentity:
-    """Find a base model and compute its identity; raises BaseModelError.
+def identify_base(model: str, engine_args: Sequence[str] = (), say: Say | None = None) -> BaseIdentity:
+    """Find a base model and compute its identity; raises BaseModelError. ``say`` is told how far a download is.
 
     ``engine_args`` are the further arguments of its engines, which may make vectors or classes of a base that writes.
 
@@ -94,7 +97,7 @@ def identify_base(model: str, engine_args: Sequence[str] = ()) -> BaseIdentity:
     apart. It is no defence against someone who crafts a base to collide: whoever chooses the base's folder is
     trusted.
     """
-    folder = resolve_model(model)
+    folder = resolve_model(model, say)
     config = _config(folder)
     architecture = _architecture(folder, config)
     digest = hashlib.sha256()

@@ -1,7 +1,9 @@
 """Fetches base models from the Hugging Face hub and says in plain words why one could not be had."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from serve.errors import BaseModelError
 
@@ -9,18 +11,23 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 
 
-def download(model: str) -> Path:
+Say = Callable[[str], None]
+"""Tells a person how far something is."""
+
+
+def download(model: str, say: Say | None = None) -> Path:
     """The local snapshot of a hub id, downloaded where it is not cached; raises BaseModelError.
 
-    Only weights in safetensors form, tokenizer and configuration are fetched. Without a network, or with
-    HF_HUB_OFFLINE=1, a complete snapshot in the cache is used.
+    ``say`` is told how much of it is there; without it nothing is shown. Only weights in safetensors form, tokenizer
+    and configuration are fetched. Without a network, or with HF_HUB_OFFLINE=1, a complete snapshot in the cache is
+    used.
     """
     # This import takes longer than the whole of the registry, and most bases are local.
     import httpx2
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=WANTED))
+        return Path(snapshot_download(model, allow_patterns=WANTED, tqdm_class=_meter(model, say)))
     except errors.GatedRepoError as error:
         raise BaseModelError(
             f"the hub model {model} is gated",
@@ -52,3 +59,26 @@ def download(model: str) -> Path:
             f"the hub model {model} could not be saved: {error}",
             "free disk space, or set HF_HOME to another disk",
         ) from error
+
+
+def _meter(model: str, say: Say | None) -> type[Any]:
+    """A progress bar of the hub's library that draws nothing, which would run into ours, and tells ``say``.
+
+    The library has several at a time: of files, of bytes that came and of bytes that were written, which count here.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Meter(tqdm):
+        done = 0
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.counts = "Reconstructing" in str(options.get("desc"))
+            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.done += int(n or 0)
+            if self.counts and say is not None:
+                say(f"{model}: {self.done / 2**20:,.1f} of {(self.total or 0) / 2**20:,.1f} MiB")
+            return None
+
+    return Meter

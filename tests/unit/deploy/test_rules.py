@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from deploy.cli_stack import settings_of
-from deploy.cli_train import given
+from deploy.cli_train import given, recipe_of
 from deploy.extras import PACKAGES, need
 from deploy.pipeline import train_and_register
 from deploy.sampling_options import assignments
@@ -83,6 +82,24 @@ def test_what_up_was_asked_for_holds_until_down(tmp_path: Path) -> None:
     assert settings_of(context).port == 9000
     assert settings_of(context, port=9001).port == 9001
     assert settings_of(context, port=9001).max_loras == 2
+
+
+def test_a_recipe_without_a_base_is_for_the_one_that_is_served_or_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context: Any = type("Context", (), {"obj": tmp_path})
+    silent, telling = tmp_path / "silent.yaml", tmp_path / "telling.yaml"
+    silent.write_text("name: tickets\ntrain: {epochs: 2}\n")
+    telling.write_text("name: tickets\nbase: ./mine\n")
+    assert [recipe_of(context, path, []).base for path in (None, silent)] == ["tenon-tiny", "tenon-tiny"]
+    write_stack(Settings.read(home=tmp_path, model="served"))
+    assert recipe_of(context, silent, []).base == "served"
+    monkeypatch.setenv("TENON_MODEL", "./base: 1")
+    assert [recipe_of(context, path, []).base for path in (None, silent)] == ["./base: 1", "./base: 1"]
+    assert recipe_of(context, silent, []).train.epochs == 2
+    assert recipe_of(context, telling, []).base == "./mine"
+    assert recipe_of(context, telling, given(base="option")).base == "option"
+    assert recipe_of(context, silent, ["base=override"]).base == "override"
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"port": 1, "color": "red"}'])
@@ -188,7 +205,7 @@ def test_set_takes_yaml_and_names_what_is_not() -> None:
     }
     with pytest.raises(InputError, match="stop"):
         assignments(["stop=["], "--set")
-    with pytest.raises(typer.BadParameter):
+    with pytest.raises(InputError, match="KEY=VALUE"):
         assignments(["temperature"], "--min")
 
 

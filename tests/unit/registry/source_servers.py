@@ -141,6 +141,13 @@ def add_repository(
     server.routes[f"/api/models/{name}"] = answer
     for revision in (*revisions, COMMIT):
         server.routes[f"/api/models/{name}/revision/{revision}"] = answer
+    tree = [
+        {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+        for path, content in files.items()
+    ]
+    server.routes[f"/api/models/{name}/tree/{COMMIT}"] = sending(
+        json.dumps(tree).encode(), Content_Type="application/json"
+    )
     for path, content in files.items():
         headers = {"ETag": f'"{len(content):040x}"', "X-Repo-Commit": COMMIT}
         server.routes[f"/{name}/resolve/{COMMIT}/{path}"] = sending(content, **headers)

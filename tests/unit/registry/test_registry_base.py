@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from registry_samples import write_base
 from safetensors.numpy import save_file
+from source_servers import add_repository, running
 
 from serve.errors import BaseModelError
 from serve.names import check_name
@@ -185,6 +186,41 @@ def test_the_hubs_refusals_become_plain_words(
     message, _, hint = run.stdout.partition("|")
     assert said in message
     assert hint.strip()
+
+
+IDENTIFY = """
+import json, sys
+from serve.registry.base import identify_base
+said = []
+print(json.dumps([identify_base(sys.argv[1], say=said.append).digest, said]))
+"""
+
+
+def test_a_base_of_the_hub_is_fetched_with_progress_and_then_found(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base", width=512)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    size = sum(map(len, files.values())) / 2**20
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    with running() as server:
+        add_repository(server, "org/base", {**files, "pytorch_model.bin": b"pickle", "evil.py": b"x"})
+        environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf")}
+        found = []
+        for offline in ("0", "1"):
+            done = subprocess.run(
+                [sys.executable, "-c", IDENTIFY, "org/base"],
+                env={**environment, "HF_HUB_OFFLINE": offline},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert done.stderr == ""
+            found.append(json.loads(done.stdout))
+        fetched = {line.rpartition("/")[2] for line in server.seen if "/resolve/" in line}
+    digest = identify_base(str(folder)).digest
+    (first, said), (second, nothing) = found
+    assert (first, second, nothing) == (digest, digest, [])
+    assert said[-1] == f"org/base: {size:,.1f} of {size:,.1f} MiB"
+    assert fetched == set(files)
 
 
 @pytest.mark.skipif(not BUILTIN_FOLDER.is_dir(), reason="the built-in base is not in this tree")
