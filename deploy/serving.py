@@ -110,9 +110,9 @@ def wait_for_aliases(settings: Settings, say: Callable[[str], None]) -> list[str
     until = time.monotonic() + ALIASES_PATIENCE
     with suppress(TenonError), Registry.of(settings) as registry:
         while coming := on_their_way(registry, settings):
+            say(", ".join(coming))
             if time.monotonic() > until or not controller_part(settings.state).running:
                 return coming
-            say(", ".join(coming))
             time.sleep(5 * POLL)
         wait_for_routes(registry, require_up(settings.home).url)
     return []

@@ -16,6 +16,12 @@ PASSWORD = "s3cret"
 START_SECONDS = 10.0
 
 
+class PatientServer(TcpFakeServer):
+    """Lets more than five connect at once: what waits beyond that is reset now and then."""
+
+    request_queue_size = 128
+
+
 class RedisServer:
     """A server on a port of its own, with a password; without persistence."""
 
@@ -34,7 +40,7 @@ class RedisServer:
     def start(self) -> None:
         """Start, and wait until the port is open."""
         if self.program is None:
-            self._fake = TcpFakeServer(("127.0.0.1", self.port), server_type="redis")
+            self._fake = PatientServer(("127.0.0.1", self.port), server_type="redis")
             self._fake.daemon_threads = True
             # It hangs up after every error, also after the one that asks the client for the script.
             FakeRedis(server=self._fake.fake_server).script_load(RedisBridge.SCRIPT_INCR_EXPIRE)

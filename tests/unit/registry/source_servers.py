@@ -16,6 +16,7 @@ class WebServer(ThreadingHTTPServer):
     """Answers by ``routes`` (path → behaviour); ``seen`` lists "METHOD path", ``headers`` what came with each."""
 
     daemon_threads = True
+    request_queue_size = 128  # with five, what more connects at once is reset now and then
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
