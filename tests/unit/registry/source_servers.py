@@ -66,10 +66,10 @@ def sending(content: bytes, code: int = 200, announced: int | None = None, **hea
         for name, value in headers.items():
             request.send_header(name.replace("_", "-"), value)
         request.send_header("Content-Length", str(len(content) if announced is None else announced))
+        request.send_header("Connection", "close")  # else clients ask again now and then while it ends
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(content)
-        request.close_connection = True
 
     return behave
 

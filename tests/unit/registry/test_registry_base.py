@@ -211,9 +211,9 @@ def test_a_base_of_the_hub_is_fetched_with_progress_and_then_found(tmp_path: Pat
                 env={**environment, "HF_HUB_OFFLINE": offline},
                 capture_output=True,
                 text=True,
-                check=True,
+                check=False,
             )
-            assert done.stderr == ""
+            assert (done.returncode, done.stderr) == (0, "")
             found.append(json.loads(done.stdout))
         fetched = {line.rpartition("/")[2] for line in server.seen if "/resolve/" in line}
     digest = identify_base(str(folder)).digest
