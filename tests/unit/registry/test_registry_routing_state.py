@@ -1,16 +1,18 @@
-import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from registry_places import Place
 from registry_samples import write_adapter
+from sqlalchemy import Connection
 
 from serve.errors import InputError, NotFound, VersionInUse, VersionNotFound
 from serve.names import VersionRef
-from serve.registry import Registry
+from serve.registry import Registry, fleet, wants
 from serve.registry.base import BaseIdentity
+from serve.registry.database import clock
 from serve.registry.wants import holder_for
 
 V1, V2, V3 = (VersionRef("support", number) for number in (1, 2, 3))
@@ -202,13 +204,30 @@ def test_what_is_wanted_is_told_apart_from_what_an_alias_means(filled: Registry)
     assert filled.wanted() == [V2]
 
 
-def test_a_want_ends_unless_it_is_renewed(filled: Registry) -> None:
-    filled.want(V1, "killed", 0.3)
-    filled.want(V2, "alive", 0.3)
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets so many seconds pass for the database's clock."""
+    passed = timedelta()
+
+    def late(connection: Connection) -> datetime:
+        return clock(connection) + passed
+
+    def pass_by(seconds: float) -> None:
+        nonlocal passed
+        passed += timedelta(seconds=seconds)
+
+    for module in (fleet, wants):
+        monkeypatch.setattr(module, "clock", late)
+    return pass_by
+
+
+def test_a_want_ends_unless_it_is_renewed(filled: Registry, later: Callable[[float], None]) -> None:
+    filled.want(V1, "killed", 60)
+    filled.want(V2, "alive", 60)
     before = filled.revision()
-    filled.renew(V2, "alive", 60)
+    filled.renew(V2, "alive", 600)
     assert filled.revision() == before, "nothing changed for the engines"
-    time.sleep(0.35)
+    later(61)
     assert desired(filled) == [V2]
     filled.renew(V1, "killed", 60)
     assert desired(filled) == [V1, V2], "it was only stopped"
@@ -270,7 +289,7 @@ def test_numbers_that_are_none_and_characters_that_are_none(filled: Registry) ->
     assert filled.alias("support").sampling == {"stop": ["\0", "\ud800", "é"]}  # type: ignore[union-attr]
 
 
-def test_engines_are_seen_and_forgotten(filled: Registry) -> None:
+def test_engines_are_seen_and_forgotten(filled: Registry, later: Callable[[float], None]) -> None:
     before = filled.revision()
     filled.see_engine("gpu-0", "http://a:8000", "tiny", "starting")
     filled.see_engine("gpu-1", "http://b:8000", "tiny", "ready")
@@ -285,9 +304,9 @@ def test_engines_are_seen_and_forgotten(filled: Registry) -> None:
     filled.see_engine("gpu-0", "http://a:8000", "tiny", "starting")
     assert filled.revision() == before + 2, "a heartbeat changes nothing for routing"
     assert filled.engines()[0].seen_at > first.seen_at
-    time.sleep(0.3)
+    later(61)
     filled.see_engine("gpu-1", "http://b:8000", "tiny", "down", "out of\0 memory")
-    assert [(engine.name, engine.reason) for engine in filled.engines(within=0.2)] == [
+    assert [(engine.name, engine.reason) for engine in filled.engines(within=60)] == [
         ("gpu-1", "out of memory")
     ]
     filled.set_loaded("gpu-1", {"support@v1": ("ready", "")})
