@@ -23,7 +23,7 @@ from pathlib import Path
 from deploy.serving import wanted
 from serve.names import VersionRef
 from serve.registry import Registry
-with Registry.open(Path(sys.argv[1])) as registry, wanted(registry, VersionRef("support", 1), 1.0):
+with Registry.open(Path(sys.argv[1])) as registry, wanted(registry, VersionRef("support", 1), 3.0):
     print("wanted", flush=True)
     time.sleep(60)
 """
@@ -50,9 +50,9 @@ def test_two_commands_do_not_take_a_version_from_each_other(registry: Registry) 
 
 
 def test_a_want_is_renewed_while_the_command_runs(registry: Registry) -> None:
-    with wanted(registry, REF, 0.8):
+    with wanted(registry, REF, 2.0):
         for _ in range(8):
-            time.sleep(0.2)
+            time.sleep(0.4)
             assert is_wanted(registry)
     assert not is_wanted(registry)
 
@@ -68,7 +68,7 @@ def test_the_want_of_a_killed_command_ends_by_itself(registry: Registry, number:
         os.kill(command.pid, number)
     if number == signal.SIGKILL:
         assert is_wanted(registry)
-        time.sleep(1.1)
+        time.sleep(3.1)
     assert not is_wanted(registry)
 
 
