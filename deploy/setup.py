@@ -66,7 +66,7 @@ def main(argv=None):
         mark, asked = stamp(), options.device != "auto"
         device = options.device if asked else mark.get("device") or find_device()
         asked = asked or mark.get("asked", False)
-        if mark.get("fingerprint") != fingerprint(device) or not runs() or not usable(options.python):
+        if mark.get("fingerprint") != fingerprint(device) or not usable(options.python):
             install(device, options.python, asked)
         elif asked:
             leave_stamp(device, asked, mark["fingerprint"])
@@ -118,15 +118,6 @@ def leave_stamp(device, asked, mark=None):
     """Say what the environment is for, and with a fingerprint, that it is complete."""
     with open(STAMP, "w") as file:
         json.dump({"fingerprint": mark, "device": device, "asked": asked}, file)
-
-
-def runs():
-    """Whether the environment's Python does."""
-    try:
-        subprocess.run([PYTHON, "-c", ""], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    return True
 
 
 def install(device, python, asked):
