@@ -62,23 +62,32 @@ def download(model: str, say: Say | None = None) -> Path:
 
 
 def _meter(model: str, say: Say | None) -> type[Any]:
-    """A progress bar of the hub's library that draws nothing, which would run into ours, and tells ``say``.
+    """Tells ``say`` of the bytes that are written; the library also counts files, and bytes that came."""
 
-    The library has several at a time: of files, of bytes that came and of bytes that were written, which count here.
+    def seen(bar: str, done: int, total: int) -> None:
+        if say is not None and "Reconstructing" in bar:
+            say(f"{model}: {done / 2**20:,.1f} of {total / 2**20:,.1f} MiB")
+
+    return silent_bar(seen)
+
+
+def silent_bar(seen: Callable[[str, int, int], None]) -> type[Any]:
+    """A progress bar for the hub's library that draws nothing, as that would run into ours.
+
+    ``seen`` is told at each step what the bar is called, what is done and of how much, as far as that is known.
     """
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Meter(tqdm):
+    class Bar(tqdm):
         done = 0
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            self.counts = "Reconstructing" in str(options.get("desc"))
+            self.called = str(options.get("desc"))
             super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             self.done += int(n or 0)
-            if self.counts and say is not None:
-                say(f"{model}: {self.done / 2**20:,.1f} of {(self.total or 0) / 2**20:,.1f} MiB")
+            seen(self.called, self.done, int(self.total or 0))
             return None
 
-    return Meter
+    return Bar

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from serve.errors import SourceError, SourceUnavailable, StorageError
+from serve.registry.hub import silent_bar
 from serve.registry.sources.source import Source
 from serve.registry.sources.transfer import Transfer
 from serve.registry.store import FILES, WEIGHTS
@@ -63,20 +64,7 @@ def _sizes(info: "ModelInfo", prefix: str, transfer: Transfer) -> dict[str, int 
 
 def _meter(transfer: Transfer, name: str, size: int | None) -> type[Any]:
     """A progress bar that shows nothing and stops the download where a limit is reached."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Meter(tqdm):
-        done = 0
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self.done += int(n or 0)
-            transfer.count(name, self.done, size)
-            return None
-
-    return Meter
+    return silent_bar(lambda _, done, __: transfer.count(name, done, size))
 
 
 @contextmanager
