@@ -1,18 +1,21 @@
 """Conversations, in OpenAI's ``messages`` or ShareGPT's ``from``/``value``, become prompt and completion."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serve.errors import BadRequest
 from train.data.examples import EMPTY_ANSWER, EMPTY_TEXT, Cleaner, Message, Unusable
 
 NO_MESSAGES = "without a list of messages"
 NO_ASSISTANT = "without an assistant message to learn from"
 NO_PROMPT = "without a message before the answer"
 TOOL_CALL = "whose answer is a tool call, which is not scored yet"
-NOT_TOOLS = "with tools that are not a list of objects"
-NOT_CALLS = "with tool calls that are not a list of objects"
+NOT_TOOLS = "with tools that are not a list of functions with names"
+NOT_CALLS = "with tool calls that are not a list of functions with names"
 UNKNOWN_ROLE = "with a role that is none of system, developer, user, assistant, tool"
+OFFERED, CALLED = ("name", "description", "parameters", "strict"), ("name", "arguments")
 NOT_TEXT_PART = "with content that is not text, such as an image"
 
 _ROLES = {
@@ -73,13 +76,49 @@ def tools(value: object, functions: object, cleaner: Cleaner) -> list[Any] | Non
     """The tools that a row offers, None without any; ``functions`` is OpenAI's older way to list them."""
     if isinstance(value, str):
         value = _from_json(value, NOT_TOOLS)
-    if value is None and isinstance(functions, list):
-        value = [{"type": "function", "function": function} for function in functions]
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise Unusable(NOT_TOOLS)
-    return [cleaner.value(tool) for tool in value]
+    if value is None:
+        value = functions if isinstance(functions, list) else None
+    return _functions(value, OFFERED, NOT_TOOLS, cleaner) if value else None
+
+
+def _functions(value: object, keys: Sequence[str], reason: str, cleaner: Cleaner) -> list[Any]:
+    """Tools or calls as a request can have them, so that training sees what is asked later: bare ones are wrapped."""
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise Unusable(reason)
+    functions = []
+    for item in value:
+        function = item.get("function") or item
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise Unusable(reason)
+        wrapped = {"type": "function", "function": {key: function[key] for key in keys if key in function}}
+        if text := cleaner.text(item.get("id")):
+            wrapped = {"id": text, **wrapped}
+        functions.append(cleaner.value(wrapped))
+    return functions
+
+
+def refused(prompt: Sequence[Message], tools: Sequence[Any] | None) -> str | None:
+    """The field for which the gateway would refuse to ask this, None where it would ask."""
+    if not tools and not any(message.keys() - {"role", "content"} for message in prompt):
+        return None  # nothing but texts
+    from serve.gateway.validate import check_request
+
+    body: dict[str, Any] = {"model": "any", "messages": [_asked(message) for message in prompt]}
+    if tools:
+        body["tools"] = list(tools)
+    try:
+        check_request(body, "chat")
+    except BadRequest as error:
+        return re.sub(r"\[\d+\]", "", error.param or "messages")
+    return None
+
+
+def _asked(message: Message) -> Message:
+    """A message of a request, in which the arguments of a call are text, whatever they are in the file."""
+    calls = [
+        call | {"function": call["function"] | {"arguments": "{}"}} for call in message.get("tool_calls", ())
+    ]
+    return message | {"tool_calls": calls} if calls else message
 
 
 def _from_json(text: str, reason: str) -> object:
@@ -116,9 +155,7 @@ def _message(item: Mapping[str, Any], cleaner: Cleaner) -> Message:
         if text := cleaner.text(item.get(name)):
             message[name] = text
     if calls := item.get("tool_calls"):
-        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-            raise Unusable(NOT_CALLS)
-        message["tool_calls"] = cleaner.value(calls)
+        message["tool_calls"] = _functions(calls, CALLED, NOT_CALLS, cleaner)
     return message
 
 

@@ -210,6 +210,8 @@ def _example(record: Record, layout: Layout, cleaner: Cleaner) -> Example:
     functions = record.fields.get("functions") if "tools" in values else None
     tools = chat.tools(values.get("tools"), functions, cleaner)
     prompt, completion = form.draft(values, cleaner)
+    if field := chat.refused(prompt, tools):
+        raise Unusable(f"that no request could ask ({field})")
     example = Example(record.number, prompt, completion, tools)
     if example.chars > cleaner.max_chars:
         raise Unusable(too_long(cleaner.max_chars))

@@ -135,7 +135,8 @@ def _check(train: Loaded, task: Task, ledger: Ledger) -> list[str]:
     if len(answers) == 1:
         what = "label" if task.kind == "label" else "answer"
         raise DataError(
-            f"{name} has one {what} only ({some(answers)}), so there is nothing to learn",
+            f"{name} has one {what} only ({some(answers)}), so there is nothing to learn "
+            f"({outcome(train.source, ledger)})",
             f"add rows with other {what}s, or check which column holds the {what}",
         )
     return answers

@@ -46,12 +46,15 @@ def system(text: str) -> dict[str, str]:
     return {"role": "system", "content": text}
 
 
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+def user(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text, **more}
 
 
 def assistant(text: str, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text, **more}
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,23 @@ def test_chat_keeps_tool_messages_and_tools() -> None:
     ]
 
 
+def test_bare_tools_and_calls_become_what_a_request_can_have() -> None:
+    tool = {"name": "f", "description": "d", "parameters": {"type": "object"}, "returns": "x"}
+    call = {"id": 7, "name": "f", "arguments": {"a": 1}, "function": None}
+    turns = [
+        user("go"),
+        assistant("", tool_calls=[call]),
+        {"role": "tool", "content": "3"},
+        assistant("done"),
+    ]
+    example = one({"messages": turns, "tools": [tool]})
+    kept = {key: tool[key] for key in ("name", "description", "parameters")}
+    assert example.tools == [{"type": "function", "function": kept}]
+    assert example.prompt[1]["tool_calls"] == [
+        {"id": "7", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    ]
+
+
 def test_chat_keeps_names_as_text_and_numbers_finite() -> None:
     turns = [
         {"role": "user", "content": "go", "name": 7},
@@ -196,11 +216,24 @@ def test_chat_joins_text_parts() -> None:
         ({"messages": [assistant("yo")]}, chat.NO_PROMPT),
         ({"messages": [user(""), assistant("yo")]}, EMPTY_TEXT),
         ({"messages": [user("hi"), assistant("")]}, EMPTY_ANSWER),
-        ({"messages": [user("hi"), assistant("", tool_calls=[{"id": "c"}])]}, chat.TOOL_CALL),
-        ({"messages": [user("hi"), assistant("I look", tool_calls=[{"id": "c"}])]}, chat.TOOL_CALL),
+        ({"messages": [user("hi"), assistant("", tool_calls=[CALL])]}, chat.TOOL_CALL),
+        ({"messages": [user("hi"), assistant("I look", tool_calls=[CALL])]}, chat.TOOL_CALL),
         (
             {"messages": [user("hi"), assistant("", tool_calls="f()"), user("x"), assistant("y")]},
             chat.NOT_CALLS,
+        ),
+        (
+            {"messages": [user("hi"), assistant("", tool_calls=[{"id": "c"}]), user("x"), assistant("y")]},
+            chat.NOT_CALLS,
+        ),
+        ({"messages": [user("hi"), assistant("yo")], "tools": [{"type": "function"}]}, chat.NOT_TOOLS),
+        (
+            {"messages": [user("hi"), assistant("yo")], "tools": [{"name": "a\nb"}]},
+            "that no request could ask (tools.function.name)",
+        ),
+        (
+            {"messages": [user("hi", name="x" * 200), assistant("yo")]},
+            "that no request could ask (messages.name)",
         ),
         ({"messages": [{"role": "alien", "content": "x"}, assistant("yo")]}, chat.UNKNOWN_ROLE),
         (

@@ -268,7 +268,11 @@ def test_builtin_dataset_keeps_its_splits(tmp_path: Path) -> None:
         ([("", "odd")] * 20, r"no usable row \(20 rows read: 20 with an empty text\)"),
         (
             [(f"text {n}", "same") for n in range(20)],
-            r"one label only \(same\), so there is nothing to learn",
+            r"one label only \(same\), so there is nothing to learn \(20 rows read\)",
+        ),
+        (
+            [*[(f"text {n}", "same") for n in range(20)], *[(f"\0 {n}", "other") for n in range(12)]],
+            r"one label only \(same\), so there is nothing to learn \(32 rows read: 12 with binary data",
         ),
     ],
 )
