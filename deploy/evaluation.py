@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.console import step
+from deploy.console import note, step
 from deploy.questions import Questions
 from deploy.serving import wait_until_loaded
 from deploy.status import require_up
@@ -60,6 +60,8 @@ def judge(
             )
         )
         current.result = f"{len(evaluation.questions):,} questions × {len(arms)} arms"
+    if too_long := evaluation.conditions.too_long:
+        note(f"{too_long:,} questions are longer than {arms[0].label} can read and were left out", "yellow")
     decision = gate(evaluation, force=force)
     folder = settings.evals / f"{version.ref}-{time.strftime('%Y%m%d-%H%M%S')}"
     report = folder / "report.html"

@@ -25,7 +25,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, or why there is none. ``seconds`` is the time of the last try alone."""
+    """One answer, or why there is none. ``seconds`` is the time of the last try alone.
+
+    ``too_long``: the model cannot be asked this, as the question leaves no room for an answer in its context.
+    """
 
     text: str
     seconds: float = 0.0
@@ -34,6 +37,7 @@ class Answer:
     cut_short: bool = False
     tries: int = 1
     error: str | None = None
+    too_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ class _BusyError(Exception):
         self.pause = pause
 
 
+class _TooLongError(BadRequest):
+    """The question and one token of an answer are more than the model can read."""
+
+
 class _Asker:
     def __init__(self, session: aiohttp.ClientSession, url: str, asking: Asking) -> None:
         self._session = session
@@ -128,6 +136,8 @@ class _Asker:
             tries += 1
             try:
                 answer = await self._try(body, tries)
+            except _TooLongError as error:
+                return Answer("", tries=tries, error=error.message, too_long=True)
             except BadRequest as error:
                 return Answer("", tries=tries, error=error.message)
             except (_BusyError, aiohttp.ClientError, TimeoutError) as error:
@@ -165,7 +175,8 @@ class _Asker:
                     "is it the gateway of this home? See `tenon status`",
                 )
             if response.status != 200:
-                raise BadRequest(_reason(response.status, content))
+                too_long = _error(content).get("code") == "context_length_exceeded"
+                raise (_TooLongError if too_long else BadRequest)(_reason(response.status, content))
         return _answer(content, time.perf_counter() - began, tries)
 
 
@@ -190,12 +201,17 @@ def _answer(content: bytes, seconds: float, tries: int) -> Answer:
 
 def _reason(status: int, content: bytes) -> str:
     """The server's own words, in OpenAI's error shape or not."""
+    words = _error(content).get("message") or content[:300].decode(errors="replace").strip()
+    return f"HTTP {status}: {words}"
+
+
+def _error(content: bytes) -> dict[str, Any]:
+    """The error in OpenAI's shape, empty where the server does not use it."""
     try:
         error: Any = orjson.loads(content)["error"]
-        words = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, LookupError, TypeError):
-        words = content[:300].decode(errors="replace").strip()
-    return f"HTTP {status}: {words}"
+        return {}
+    return error if isinstance(error, dict) else {"message": str(error)}
 
 
 def _pause(tries: int, asked: float) -> float:

@@ -16,7 +16,7 @@ from evalsuite.compare import Comparison, adjust, compare
 from evalsuite.scoring import Mark, Marker
 from evalsuite.stats import Verdict
 from evalsuite.tasks import Question, Task, read_questions, read_task
-from serve.errors import ConfigError, Unavailable
+from serve.errors import ConfigError, DataError, Unavailable
 
 Role = Literal["base", "candidate", "live"]
 LONGEST_MAX_TOKENS = 8192
@@ -45,13 +45,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How the questions were asked: when, for how many seconds, and with which settings."""
+    """How the questions were asked: when, for how many seconds, and with which settings.
+
+    ``too_long`` counts the questions that were left out, as they do not fit the context of an arm.
+    """
 
     started_at: datetime
     seconds: float
     max_tokens: int
     concurrency: int
     seed: int = 0
+    too_long: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ async def evaluate(
 
     ``max_tokens`` defaults to room for the task's longest answer. Raises :class:`DataError` for files that do
     not fit, :class:`ConfigError` for arms that do not, and what :func:`evalsuite.client.ask_all` raises;
-    :class:`Unavailable` when an arm answered nothing.
+    :class:`Unavailable` when an arm answered nothing. Questions that are longer than an arm's context are left out, and
+    counted in the conditions: nobody could ask them, while any other answer that is missing counts as such.
     """
     _check_arms(arms)
     task = task if isinstance(task, Task) else read_task(task)
@@ -162,8 +167,19 @@ async def evaluate(
     timeout = max(Asking.timeout, room / SLOWEST_TOKENS_PER_SECOND)
     asking = Asking(concurrency, room, timeout, patience, api_key)
     answers = await ask_all(url, [arm.model for arm in arms], asked, asking, on_answer)
-    conditions = Conditions(started_at, time.monotonic() - began, room, concurrency, seed)
-    return assemble(task, arms, asked, answers, conditions)
+    fitting = [
+        place for place, row in enumerate(zip(*answers, strict=True)) if not any(a.too_long for a in row)
+    ]
+    if not fitting:
+        raise DataError(
+            f"all {len(asked)} questions are longer than the base can read: {answers[0][0].error}",
+            "shorten them, or serve the base with a longer context (TENON_MAX_MODEL_LEN)",
+        )
+    answers = [[row[place] for place in fitting] for row in answers]
+    conditions = Conditions(
+        started_at, time.monotonic() - began, room, concurrency, seed, len(asked) - len(fitting)
+    )
+    return assemble(task, arms, [asked[place] for place in fitting], answers, conditions)
 
 
 def assemble(

@@ -1,16 +1,19 @@
 """An evaluation from files to verdict, and the gate that reads it."""
 
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from evaluations import BASE, CANDIDATE, CONDITIONS, LABELS, LIVE, TASK, answer, evaluation, questions
 
 from evalsuite.evaluate import Arm, Evaluation, Progress, answer_room, assemble, evaluate
 from evalsuite.gate import gate
 from evalsuite.stats import mcnemar_exact
-from evalsuite.tasks import Task
+from evalsuite.tasks import Task, read_questions
 from serve.engine.fake import FakeEngine, Fault
 from serve.errors import ConfigError, DataError, Unavailable
 
@@ -69,6 +72,45 @@ async def test_an_arm_that_never_answers_is_no_evidence(files: tuple[Path, Path]
         engine.faults = [Fault("error", CANDIDATE.model, status=500, message="kaput", times=-1)]
         with pytest.raises(Unavailable, match=r"support@v2 answered none of 60 questions.*kaput"):
             await evaluate(engine.url, [BASE, CANDIDATE], *files)
+
+
+async def test_questions_that_do_not_fit_are_left_out_and_counted(files: tuple[Path, Path]) -> None:
+    too_long: set[str] = set()
+
+    async def handler(request: web.Request) -> web.Response:
+        body = await request.json()
+        prompt = body["messages"][-1]["content"]
+        if prompt in too_long:
+            error = {"message": "maximum context length is 1024 tokens", "code": "context_length_exceeded"}
+            return web.json_response({"error": error}, status=400)
+        message = {"role": "assistant", "content": knows_labels(body["model"], prompt)}
+        return web.json_response({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+    asked = read_questions(files[0], TASK)
+    async with served(handler) as url:
+        too_long |= {question.text for question in asked[:20]}
+        result = await evaluate(url, [BASE, CANDIDATE], *files)
+        assert (len(result.questions), result.conditions.too_long) == (40, 20)
+        assert result.summary()["conditions"]["too_long"] == 20
+        assert {question.text for question in result.questions}.isdisjoint(too_long)
+        assert gate(result).allowed, "what nobody could ask is no missing answer"
+        too_long |= {question.text for question in asked}
+        with pytest.raises(DataError, match=r"all 60 questions are longer .*maximum context length"):
+            await evaluate(url, [BASE, CANDIDATE], *files)
+
+
+@asynccontextmanager
+async def served(handler: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """The URL of a server of chat completions, while the block runs."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 async def test_bad_files_and_arms_are_named_before_anything_is_asked(files: tuple[Path, Path]) -> None:
