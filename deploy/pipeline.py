@@ -14,12 +14,13 @@ from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, wanted
 from deploy.status import Status, processes
 from serve.config import Settings
-from serve.errors import DataError
+from serve.errors import DataError, InputError
+from serve.names import check_adapter_name
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
 from train.data.prepare import Prepared, describe
 from train.data.spec import SPLITS
-from train.launch import TrainResult, run_training
+from train.launch import TrainResult, run_training, settle
 from train.plan import make_plan
 from train.recipe import Recipe
 
@@ -69,6 +70,7 @@ def train_and_register(
     """
     with step("data") as current:
         base = identify_base(recipe.base, say=current.say)
+        check_adapter_name(recipe.name, base.name)
         prepared = prepare_in(settings.home, recipe.data)
         current.result = " · ".join(f"{count:,} {split}" for split, count in prepared.counts.items())
     for text in describe(prepared):
@@ -101,7 +103,9 @@ def train_and_register(
 def outcome_of(result: TrainResult) -> str:
     """One line on how a training run ended."""
     parts = [f"{result.steps:,} steps"]
-    if result.resumed_from is not None:
+    if result.resumed_from == result.steps:
+        parts.append("trained before")
+    elif result.resumed_from is not None:
         parts.append(f"resumed at {result.resumed_from:,}")
     if result.metrics.get("stopped_early"):
         parts.append(f"stopped early, best at {result.metrics['best_step']:,}")
@@ -119,7 +123,11 @@ def register(
     base: BaseIdentity,
     result: TrainResult,
 ) -> Version:
-    """Make the trained adapter an immutable version that knows where it came from."""
+    """Make the trained adapter an immutable version that knows where it came from.
+
+    If something else than its files is in the way, such as a full disk, the same command finds the run finished and
+    registers it then.
+    """
     lineage = Lineage(
         run=result.run_dir.name,
         recipe=wherever_run(recipe).model_dump(mode="json"),
@@ -130,9 +138,15 @@ def register(
         files={"test": str(prepared.folder / "test.jsonl"), "task": str(prepared.folder / "task.json")},
         base_digest=base.digest,
     )
-    return registry.register(
-        result.adapter_dir, recipe.name, base, max_rank=settings.max_lora_rank, lineage=lineage
-    )
+    try:
+        version = registry.register(
+            result.adapter_dir, recipe.name, base, max_rank=settings.max_lora_rank, lineage=lineage
+        )
+    except InputError:
+        settle(result)  # it would be refused again
+        raise
+    settle(result)
+    return version
 
 
 def wherever_run(recipe: Recipe) -> Recipe:

@@ -79,7 +79,7 @@ def prepare_in(home: Path, spec: DataSpec) -> Prepared:
     """Clean and split data into a folder of the home that is named by what it was made from."""
     key = hashlib.sha256(spec.model_dump_json().encode())
     for path in (spec.train, spec.validation, spec.test):
-        if path is not None and Path(path).is_file():
-            with Path(path).open("rb") as file:
+        if path is not None and (place := Path(path).expanduser()).is_file():
+            with place.open("rb") as file:
                 key.update(hashlib.file_digest(file, "sha256").digest())
     return prepare(spec, home / "data" / key.hexdigest()[:12])

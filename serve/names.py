@@ -34,6 +34,13 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_adapter_name(name: str, base: str) -> str:
+    """Return ``name`` if an adapter of the base of that name may be called so, else raise :class:`InputError`."""
+    if check_name(name) == base:
+        raise InputError(f"{name} is the name of the base itself", "choose another name for the adapter")
+    return name
+
+
 def parse_version(text: str) -> VersionRef:
     """Parse ``name@vN``, else raise :class:`InputError`."""
     match = VERSION.fullmatch(text)

@@ -53,8 +53,9 @@ def run_training(
     """Train an adapter, resuming the unfinished run of the same recipe, rows and base if there is one.
 
     ``on_event`` is called in this thread for each event. Whatever ends this call early, KeyboardInterrupt
-    included, ends the worker with it and leaves the run resumable. Raises RecipeError, DataError, StorageError
-    and TrainingFailed.
+    included, ends the worker with it and leaves the run resumable. So is a finished one, which then gives its adapter
+    at once, until :func:`settle` is told what became of that. Raises RecipeError, DataError, StorageError and
+    TrainingFailed.
     """
     started = time.monotonic()
     plan = make_plan(recipe, prepared, base)
@@ -74,9 +75,14 @@ def run_training(
         except BaseException:
             _note(run, status="interrupted")
             raise
-        run.update(status="finished", resumable=False, steps=last.step, metrics=metrics)
+        run.update(status="finished", steps=last.step, metrics=metrics)
     seconds = time.monotonic() - started
     return TrainResult(run.folder, run.adapter, last.step, resumed_from, metrics, seconds)
+
+
+def settle(result: TrainResult) -> None:
+    """Have the next run of the same recipe train anew: the adapter of this one is registered, or was refused."""
+    _note(Run(result.run_dir), resumable=False)
 
 
 @contextlib.contextmanager
@@ -275,4 +281,4 @@ def _note(run: Run, **values: Any) -> None:
         run.update(**values)
 
 
-__all__ = ["GRACE", "TrainResult", "read_metrics", "run_training"]
+__all__ = ["GRACE", "TrainResult", "read_metrics", "run_training", "settle"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import insert, select
 
 from serve.errors import AdapterRejected, InputError, StorageError
-from serve.names import check_name
+from serve.names import check_adapter_name, check_name
 from serve.registry import aliases, garbage, versions
 from serve.registry.accounts import Accounts
 from serve.registry.base import BaseIdentity
@@ -108,9 +108,7 @@ class Registry(Accounts, Fleet):
         was trained on, that decides, and not what it calls its base. Raises AdapterRejected with every problem; for a
         ``remote`` caller it tells nothing of what else is on this machine.
         """
-        check_name(name)
-        if name == base.name:
-            raise InputError(f"{name} is the name of the base itself", "choose another name for the adapter")
+        check_adapter_name(name, base.name)
         folder = folder.expanduser().absolute()
         lineage = lineage or Lineage(source=str(folder))
         shown = str(folder) if lineage.source == "run" else lineage.source.split("#", 1)[0]

@@ -11,9 +11,11 @@ from deploy.questions import from_data, prepare_in, recorded
 from evalsuite.load.adapters import write_adapter
 from evalsuite.tasks import read_questions, read_task
 from serve.config import Settings
-from serve.errors import DataError
+from serve.errors import AdapterRejected, DataError, StorageError, TenonError
 from serve.registry import Registry, Version
 from serve.registry.base import identify_base
+from train import runs
+from train.data.spec import DataSpec
 from train.launch import TrainResult
 from train.recipe import Recipe
 
@@ -67,6 +69,52 @@ def test_held_out_questions_are_those_of_the_lineage(version: Version) -> None:
     asked = recorded(version)
     assert asked.evidence
     assert len(read_questions(asked.questions, read_task(asked.task))) == 2
+
+
+def test_data_below_the_home_folder_has_a_folder_for_each_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = [f"message {number},{'ab'[number % 2]}" for number in range(40)]
+    folders = []
+    for count in (20, 40):
+        (tmp_path / "train.csv").write_text("\n".join(["text,label", *lines[:count]]))
+        folders.append(prepare_in(tmp_path / "home", DataSpec(train="~/train.csv")).folder)
+    assert folders[0] != folders[1]
+    assert all((folder / "test.jsonl").is_file() for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "resumable"),
+    [(StorageError("no space left", "free some"), True), (AdapterRejected("no", "train"), False)],
+)
+def test_a_run_that_could_not_be_registered_is_kept_for_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: TenonError, resumable: bool
+) -> None:
+    settings = Settings.read(home=tmp_path / "home")
+    lines = [f"message {number},{'ab'[number % 2]}" for number in range(20)]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *lines]))
+    recipe = Recipe.load(None, [f"data.train={tmp_path / 'train.csv'}"])
+    base, prepared = identify_base("tenon-tiny"), prepare_in(settings.home, recipe.data)
+    trained = runs.create(settings.runs, recipe.name, "key")
+    trained.update(status="finished", resumable=True)
+    adapter = write_adapter(tmp_path / "adapter", base, seed=0)
+    result = TrainResult(trained.folder, adapter, 1, None, {}, 1.0)
+
+    def refuse(*_: object, **__: object) -> Version:
+        raise refusal
+
+    def unfinished() -> bool:
+        return runs.find_unfinished(settings.runs, recipe.name, "key") is not None
+
+    with Registry.of(settings) as registry:
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, "register", refuse)
+            with pytest.raises(type(refusal)):
+                register(settings, recipe, registry, prepared, base, result)
+        assert unfinished() == resumable
+        register(settings, recipe, registry, prepared, base, result)
+        assert not unfinished()
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -22,7 +22,7 @@ from serve.errors import TrainingFailed
 from serve.registry.base import identify_base
 from train import runs
 from train.events import TrainEvent
-from train.launch import TrainResult, read_metrics, run_training
+from train.launch import TrainResult, read_metrics, run_training, settle
 from train.recipe import Recipe
 from train.runs import Run
 
@@ -150,6 +150,20 @@ def test_killed_at_a_random_step_it_resumes_to_the_same_adapter(
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in plain], rel=1e-3)
     for name, value in weights(trained[0]).items():
         np.testing.assert_allclose(weights(result)[name], value, atol=1e-4)
+
+
+def test_a_finished_run_gives_its_adapter_again_until_it_is_settled(room: Room, tmp_path: Path) -> None:
+    recipe = Recipe.load(None, ["train.max_steps=2"])
+    first = run_training(recipe, room.prepared, room.base, tmp_path)
+    events: list[TrainEvent] = []
+    again = run_training(recipe, room.prepared, room.base, tmp_path, events.append)
+    assert (again.run_dir, again.resumed_from, again.steps) == (first.run_dir, 2, 2)
+    assert not any(event.event == "step" for event in events)
+    assert digest(again.adapter_dir) == digest(first.adapter_dir)
+    assert again.metrics == first.metrics
+    settle(again)
+    anew = run_training(recipe, room.prepared, room.base, tmp_path)
+    assert (anew.run_dir == first.run_dir, anew.resumed_from) == (False, None)
 
 
 def test_it_stops_early_and_keeps_the_best(room: Room, tmp_path: Path) -> None:
