@@ -116,13 +116,9 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
         )
     parameters = sum(math.prod(shape) for shape in base.shapes.values())
     linear = _linear(base.shapes)
-    targets = _targets(recipe, linear, base.name)
     rank = recipe.lora.rank
-    if max_rank is not None and rank > max_rank:
-        raise RecipeError(
-            f"lora.rank {rank} is above {max_rank}, the highest that the engine loads",
-            f"set lora.rank to {max_rank} or less, or raise TENON_MAX_LORA_RANK and restart the engine",
-        )
+    _check(_rank_problems(rank, max_rank), _target_problems(recipe, linear, base.name))
+    targets = _targets(recipe, linear)
     shapes = [shape for name, shape in linear.items() if _layer(name) in targets]
     adapter = sum(rank * (shape[0] + shape[1]) for shape in shapes)
     length = min(recipe.train.max_length, base.max_length)
@@ -166,22 +162,49 @@ def _layer(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2]
 
 
-def _targets(recipe: Recipe, linear: Mapping[str, tuple[int, ...]], base: str) -> tuple[str, ...]:
-    layers = sorted({_layer(name) for name in linear})
-    if not layers:
-        raise RecipeError(f"{base} has no linear layers that an adapter could update", "choose another base")
-    if recipe.lora.target_modules == "all-linear":
-        return tuple(layers)
-    problems = []
-    for module in recipe.lora.target_modules:
-        if module not in layers:
-            near = difflib.get_close_matches(module, layers, 1)
-            problems.append(f"{base} has no layer {module}" + (f" (did you mean {near[0]}?)" if near else ""))
+def _check(*found: Iterator[tuple[str, str]]) -> None:
+    """Raise one RecipeError for all problems and their ways out."""
+    problems = [problem for problems in found for problem in problems]
     if problems:
-        raise RecipeError(
-            f"lora.target_modules: {'; '.join(problems)}", f"its layers: {', '.join(layers)}; or all-linear"
+        reasons, hints = zip(*problems, strict=True)
+        raise RecipeError("; ".join(reasons), "; ".join(hints))
+
+
+def _rank_problems(rank: int, highest: int | None) -> Iterator[tuple[str, str]]:
+    if highest is not None and rank > highest:
+        yield (
+            f"lora.rank {rank} is above {highest}, the highest that the engine loads",
+            f"set lora.rank to {highest} or less, or raise TENON_MAX_LORA_RANK and restart the engine",
         )
-    return tuple(sorted(set(recipe.lora.target_modules)))
+
+
+def _target_problems(
+    recipe: Recipe, linear: Mapping[str, tuple[int, ...]], base: str
+) -> Iterator[tuple[str, str]]:
+    layers = _layers(linear)
+    if not layers:
+        yield f"{base} has no linear layers that an adapter could update", "choose another base"
+    elif recipe.lora.target_modules != "all-linear":
+        problems = []
+        for module in recipe.lora.target_modules:
+            if module not in layers:
+                near = difflib.get_close_matches(module, layers, 1)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                problems.append(f"{base} has no layer {module}{meant}")
+        if problems:
+            yield (
+                f"lora.target_modules: {'; '.join(problems)}",
+                f"its layers: {', '.join(layers)}; or all-linear",
+            )
+
+
+def _layers(linear: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return sorted({_layer(name) for name in linear})
+
+
+def _targets(recipe: Recipe, linear: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    chosen = recipe.lora.target_modules
+    return tuple(_layers(linear) if chosen == "all-linear" else sorted(set(chosen)))
 
 
 def _warnings(plan: Plan, recipe: Recipe, base: Base, narrowest: int) -> Iterator[str]:

@@ -184,9 +184,14 @@ def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
         problems.append(f"{override}: the value is not YAML ({' '.join(str(error).split())})")
         return
     inner = values
-    for key in keys[:-1]:
-        if not isinstance(inner.get(key), dict):
+    for depth, key in enumerate(keys[:-1], 1):
+        if inner.get(key) is None:
             inner[key] = {}
+        if not isinstance(inner[key], dict):
+            problems.append(
+                f"{override} cannot be set: the recipe's {'.'.join(keys[:depth])} holds no keys of its own"
+            )
+            return
         inner = inner[key]
     inner[keys[-1]] = value
 

@@ -88,6 +88,14 @@ def test_bad_files_say_why(tmp_path: Path, text: str, problem: str) -> None:
     assert problem in caught.value.message
 
 
+def test_an_override_does_not_hide_a_section_that_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("lora: 3\ndata:\n")
+    with pytest.raises(RecipeError, match=r"lora\.rank=8 cannot be set: the recipe's lora holds no keys"):
+        Recipe.load(file, ["lora.rank=8"])
+    assert Recipe.load(file, ["lora={rank: 8}", "data.limit=50"]).data.limit == 50
+
+
 def test_an_override_with_a_key_that_is_no_word_is_refused() -> None:
     with pytest.raises(RecipeError, match="a key must be a word"):
         Recipe.load(None, ["train.epochs={[a]: 1}"])

@@ -88,6 +88,17 @@ def test_an_unknown_layer_names_the_nearest() -> None:
         make_plan(Recipe.load(None, ["lora.target_modules=[q_pro]"]), rows(100), BASE)
 
 
+def test_rank_and_layers_are_checked_at_once() -> None:
+    with pytest.raises(
+        RecipeError, match=r"lora\.rank 64 is above 16.*; lora\.target_modules: .*q_pro"
+    ) as caught:
+        make_plan(
+            Recipe.load(None, ["lora.rank=64", "lora.target_modules=[q_pro]"]), rows(100), BASE, max_rank=16
+        )
+    assert "set lora.rank to 16" in caught.value.hint
+    assert "q_proj" in caught.value.hint
+
+
 def test_no_rows_is_an_error() -> None:
     with pytest.raises(DataError, match="training split has no rows"):
         make_plan(Recipe.load(), rows(0), BASE)
