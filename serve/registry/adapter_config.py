@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +60,9 @@ DOES: Mapping[Purpose, str] = {
     "embed": "makes vectors of texts",
     "classify": "classifies texts",
 }
+TIED = ("embed_tokens", "lm_head")
+"""Layers of which PEFT updates both where it is told to keep them the same, whichever is named."""
+BF16_MAX = (2 - 2**-7) * 2.0**127
 MAX_PATTERNS = 2000
 MAX_WILD_PATTERNS = 64
 BROAD = re.compile(r"\.\*|\.\+")
@@ -82,7 +84,8 @@ class UnreadableConfig(ValueError):
 class LoraConfig:
     """What the weights must agree with: ranks by module, and the base that was named, if any.
 
-    ``saved`` are the whole layers that the adapter brings: classification heads.
+    ``saved`` are the whole layers that the adapter brings: classification heads. ``targets`` are the names of the
+    layers that it updates, None where an expression says which, which we do not run.
     """
 
     rank: int
@@ -90,6 +93,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int]
     base: str | None
     saved: tuple[str, ...] = ()
+    targets: frozenset[str] | None = None
 
     @cached_property
     def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
@@ -137,17 +141,23 @@ def check_config(
     ranks = list(_rank_problems(config, max_rank))
     patterns = list(_pattern_problems(config, max_rank))
     asked = [*_task_problems(config, serving), *_saved_problems(config, serving)]
-    problems = [*_feature_problems(config), *asked, *ranks, *patterns]
-    if any(problem.hint != _too_high(max_rank) for problem in [*ranks, *patterns]):
+    targeted = list(_target_problems(config))
+    problems = [*_feature_problems(config), *targeted, *asked, *ranks, *patterns]
+    if any(problem.hint != _too_high(max_rank) for problem in [*targeted, *ranks, *patterns]):
         return None, problems
     base = config.get("base_model_name_or_path")
     pattern = dict(config.get("rank_pattern") or {})
+    targets = config["target_modules"]
+    tied = TIED if config.get("ensure_weight_tying") else ()
     plain = LoraConfig(
         config["r"],
         float(config["lora_alpha"]),
         pattern,
         base if isinstance(base, str) else None,
         saved=tuple(name for name in HEADS if name in _list(config.get("modules_to_save"))),
+        targets=frozenset(name.rpartition(".")[2] for name in [*targets, *tied])
+        if isinstance(targets, list)
+        else None,
     )
     return plain, problems
 
@@ -167,10 +177,18 @@ def _feature_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             "convert it to plain LoRA where it was trained: "
             "save_pretrained(…, path_initial_model_for_weight_conversion=FOLDER_SAVED_BEFORE_TRAINING)",
         )
-    if "target_modules" not in config:
-        yield Problem("names no target_modules, which the engine asks for", PEFT_FILE)
     if type(config.get("use_rslora", False)) is not bool:
         yield Problem(f"use_rslora is {brief(config['use_rslora'])}, not true or false", PEFT_FILE)
+
+
+def _target_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    targets = config.get("target_modules")
+    if targets is None:
+        yield Problem("names no target_modules, which the engine asks for", PEFT_FILE)
+        return
+    names = targets if isinstance(targets, list) else [targets]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        yield Problem(f"target_modules is {brief(targets)}, not names of layers", PEFT_FILE)
 
 
 def _task_problems(config: Mapping[str, Any], serving: Serving) -> Iterator[Problem]:
@@ -232,7 +250,7 @@ def _rank_problems(config: Mapping[str, Any], max_rank: int) -> Iterator[Problem
         yield Problem(f"its rank {rank} is above the engine's maximum of {max_rank}", _too_high(max_rank))
     if not _number(alpha) or alpha == 0:
         yield Problem(
-            f"lora_alpha is {brief(alpha)}, not a number other than zero",
+            f"lora_alpha is {brief(alpha)}, not a number other than zero that the engine can hold",
             "correct lora_alpha in adapter_config.json",
         )
 
@@ -275,7 +293,7 @@ def _positive(value: Any) -> TypeGuard[int]:
 
 def _number(value: Any) -> bool:
     # JSON has integers that no float can hold; the comparison is exact, and false for NaN.
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) in (int, float) and abs(value) <= BF16_MAX
 
 
 def brief(value: Any) -> str:

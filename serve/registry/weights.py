@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from serve.registry.adapter_config import LoraConfig, Problem
+from serve.registry.adapter_config import PEFT_FILE, LoraConfig, Problem
 from serve.registry.base import BaseIdentity
 from serve.registry.serving import HEADS, LABELS
 from serve.registry.tensor_file import (
@@ -161,6 +161,10 @@ def _module(
         yield _no_layer(module, base)
         return
     # Patterns are matched last: against names that the base has, so that no name makes a match slow.
+    if config is not None and config.targets is not None and module.rpartition(".")[2] not in config.targets:
+        yield Problem(
+            f"{module} is updated, but is none of the target_modules of adapter_config.json", PEFT_FILE
+        )
     if config is not None and a[0] != config.rank_of(module):
         reason = f"{module} has rank {a[0]}, where adapter_config.json says {config.rank_of(module)}"
         yield Problem(reason, "use the adapter_config.json that was saved with these weights")

@@ -48,6 +48,7 @@ def test_variations_that_the_engine_serves_are_accepted(tmp_path: Path, base: Ba
     folder = write_adapter(
         tmp_path / "a",
         tensors,
+        target_modules=["q_proj", "down_proj", "embed_tokens"],
         use_rslora=True,
         rank_pattern={r"model.layers.\d+.mlp.down_proj": 2},
         alpha_pattern={"down_proj": 3.5},
@@ -57,6 +58,16 @@ def test_variations_that_the_engine_serves_are_accepted(tmp_path: Path, base: Ba
     for left in ("README.md", "trainer_state.json", "chat_template.jinja", "merges.txt", "tokenizer.model"):
         (folder / left).write_text("x")
     assert validate_adapter(folder, base, 64).target_modules == ("down_proj", "embed_tokens", "q_proj")
+
+
+def test_layers_that_are_kept_the_same_are_named_by_either(tmp_path: Path, base: BaseIdentity) -> None:
+    tensors = lora_tensors()
+    tensors[f"{EMBED}.lora_embedding_A"] = np.ones((4, VOCABULARY), np.float32)
+    tensors[f"{EMBED}.lora_embedding_B"] = np.ones((WIDTH, 4), np.float32)
+    named = {"target_modules": ["q_proj", "down_proj", "lm_head"]}
+    tied = write_adapter(tmp_path / "tied", tensors, ensure_weight_tying=True, **named)
+    assert "embed_tokens" in validate_adapter(tied, base, 64).target_modules
+    assert "embed_tokens" in refusal(write_adapter(tmp_path / "not", tensors, **named), base).message
 
 
 @pytest.mark.parametrize("side", ["A", "B"])
@@ -94,6 +105,16 @@ def test_an_adapter_of_zeros_is_recorded_as_such(tmp_path: Path, base: BaseIdent
         ({"lora_alpha": 0}, "lora_alpha"),
         ({"lora_alpha": "x"}, "lora_alpha"),
         ({"lora_alpha": 10**400}, "lora_alpha"),
+        (
+            {"lora_alpha": 1e308},
+            "lora_alpha is 1e+308, not a number other than zero that the engine can hold",
+        ),
+        ({"alpha_pattern": {"q_proj": 1e308}}, "alpha_pattern"),
+        ({"target_modules": None}, "names no target_modules"),
+        ({"target_modules": []}, "target_modules is [], not names of layers"),
+        ({"target_modules": ""}, "target_modules is ''"),
+        ({"target_modules": ["q_proj", 1]}, "target_modules is ['q_proj', 1]"),
+        ({"target_modules": ["q_proj"]}, "down_proj is updated, but is none of the target_modules"),
         ({"alpha_pattern": {"q_proj": 10**400}}, "alpha_pattern"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
         ({"rank_pattern": {"q_proj": 128}}, "rank 128"),

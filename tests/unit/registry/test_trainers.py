@@ -62,7 +62,8 @@ PEFT: dict[str, Any] = {
 }
 TRAINERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "llama-factory": (
-        {"base_model_name_or_path": "/root/.cache/modelscope/hub/models/org/Tiny", "target_modules": ["q_proj"]},
+        {"base_model_name_or_path": "/root/.cache/modelscope/hub/models/org/Tiny",
+         "target_modules": ["model.layers.0.mlp.down_proj", "q_proj"]},
         ["README.md", "all_results.json", "trainer_log.jsonl", "training_args.bin", "training_loss.png",
          "tokenizer.json", "chat_template.jinja", "checkpoint-100/", "checkpoint-200/"],
     ),
