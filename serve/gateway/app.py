@@ -103,15 +103,17 @@ class Gateway:
                 await _wrong_method(scope, send, b"GET")
         elif scope["type"] != "http" or not path.startswith("/v1/"):
             await self._control(scope, receive, send)
-        elif path == MODELS or path.startswith(f"{MODELS}/"):
-            await self._models(scope, send, path.removeprefix(MODELS).removeprefix("/"))
+        elif path == MODELS:
+            await self._models(scope, send, None)
+        elif path.startswith(f"{MODELS}/"):
+            await self._models(scope, send, path.removeprefix(f"{MODELS}/"))
         else:
             await http_failure(404, f"{scope['method']} {path[:200]}: no such path").send(send)
 
-    async def _models(self, scope: Scope, send: Send, name: str) -> None:
+    async def _models(self, scope: Scope, send: Send, name: str | None) -> None:
         if scope["method"] not in ("GET", "HEAD"):
             await _wrong_method(scope, send, b"GET")
-        elif name:
+        elif name is not None:
             await send_model(self.source.table, name, caller_of(scope), send)
         else:
             await send_models(self.source.table, caller_of(scope), send)

@@ -1,7 +1,7 @@
 """What Prometheus reads: per adapter requests, latencies and tokens, and the state of adapters and engine.
 
 Label values come from the registry only. Beyond ``MAX_ADAPTERS`` adapters the rest is counted under
-``other``. The series of a version go when the version does.
+``(other)``. The series of a version go when the version does.
 """
 
 from bisect import bisect_left
@@ -20,7 +20,7 @@ from prometheus_client import (
 )
 
 OUTCOMES = ("ok", "rejected", "unavailable", "failed", "disconnected")
-OTHER = "other"
+OTHER = "(other)"  # which no adapter can be called
 MAX_KEYS = 100
 NO_KEY, OTHER_KEYS = "(none)", "(other)"  # which no key can be called
 MAX_ADAPTERS = 100
@@ -221,7 +221,7 @@ class Metrics:
         self.other = Meters(self, OTHER, OTHER)
 
     def meters(self, adapter: str, version: str) -> Meters:
-        """The series of a version; those of ``other`` when too many adapters have some already."""
+        """The series of a version; those of ``(other)`` when too many adapters have some already."""
         found = self._meters.get((adapter, version))
         if found is not None:
             return found
@@ -284,7 +284,7 @@ class Metrics:
         self.folded.set(len(self._folded))
 
     def show(self, states: Iterable[AdapterState]) -> None:
-        """Replace what is said of loaded versions; those counted under ``other`` are left out."""
+        """Replace what is said of loaded versions; those counted under ``(other)`` are left out."""
         shown = {state for state in states if (state.adapter, state.version) in self._meters}
         for gone in self._shown - shown:
             self.info.remove(gone.adapter, gone.version, gone.digest)

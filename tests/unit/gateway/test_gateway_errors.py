@@ -39,6 +39,7 @@ async def test_wrong_paths_and_methods(bench: Bench) -> None:
         ("POST", "/v1/load_lora_adapter", 404, "not_found"),
         ("POST", "/adapters", 404, "not_found"),
         ("GET", "/v1/models/nobody", 404, "model_not_found"),
+        ("GET", "/v1/models/", 404, "model_not_found"),
         ("GET", "/v1/models/..%2f..%2fmetrics", 404, "model_not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),

@@ -26,7 +26,7 @@ async def test_requests_tokens_and_times_are_counted_by_adapter(bench: Bench) ->
         return samples[f'tenon_requests_total{{adapter="support",outcome="{outcome}",version="support@v1"}}']
 
     assert (requests("ok"), requests("rejected"), requests("failed")) == (3, 1, 0)
-    assert samples['tenon_requests_total{adapter="other",outcome="rejected",version="other"}'] == 1
+    assert samples['tenon_requests_total{adapter="(other)",outcome="rejected",version="(other)"}'] == 1
     assert samples['tenon_prompt_tokens_total{adapter="support"}'] == 9
     assert samples['tenon_completion_tokens_total{adapter="support"}'] == 5 + 5 + 11
     assert samples['tenon_request_duration_seconds_count{adapter="support"}'] == 3
@@ -102,6 +102,16 @@ def test_too_many_adapters_are_folded() -> None:
     assert "one-more" not in text
     assert "tenon_adapters_folded 1.0" in text
     assert "tenon_engine_up 0.0" in text
+
+
+def test_an_adapter_called_other_has_series_of_its_own() -> None:
+    metrics = Metrics(lambda: True)
+    metrics.meters("other", "other@v1").in_flight.inc()
+    metrics.other.in_flight.inc()
+    metrics.keep([])
+    text = metrics.text().decode()
+    assert 'tenon_requests_in_flight{adapter="(other)"} 1.0' in text
+    assert 'adapter="other"' not in text
 
 
 @given(st.lists(st.floats(0, 10) | st.sampled_from(INTER_TOKEN_BUCKETS), max_size=30))
