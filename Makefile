@@ -92,6 +92,7 @@ bench-processes: setup ## Measure how long a training's, a command's and a gatew
 	@$(BIN)/python -m deploy.bench_processes $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
-	-@if [ -x $(TENON) ]; then $(TENON) down; fi
+	@if [ -x $(TENON) ] && [ -e "$${TENON_HOME:-.tenon}/run/stack.json" ]; then $(TENON) down || { \
+		echo "clean: nothing was removed, as the stack may still run; stop it first" >&2; exit 1; }; fi
 	rm -rf .venv .venv.old .tenon *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,11 +42,19 @@ def say_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def folder(text: str) -> Path:
+    """A folder by its name: an empty one, as from a variable that is not set, would mean the working directory."""
+    if not text.strip():
+        raise typer.BadParameter("must name a folder")
+    return Path(text)
+
+
 @app.callback()
 def common(
     context: typer.Context,
     home: Annotated[
-        Path | None, typer.Option(help="State folder (TENON_HOME).", show_default=".tenon")
+        Path | None,
+        typer.Option(help="State folder (TENON_HOME).", show_default=".tenon", parser=folder, metavar="PATH"),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Say the version and exit.", callback=say_version, is_eager=True)

@@ -1,5 +1,6 @@
 """``tenon adapters list | show | add | verify | remove | gc``."""
 
+import difflib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from deploy.console import console, note, print_json, state_text, step
 from deploy.fleet import engine_args
 from deploy.weights import shares_of
 from serve.engine.state import forget_answers
-from serve.names import check_name, parse_version
+from serve.errors import InputError, NotFound
+from serve.names import VERSION, check_name, parse_version
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import identify_base
 from serve.registry.garbage import KEEP, ROLLBACKS
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 
 Ref = Annotated[str, typer.Argument(help="NAME@vN")]
+FIRST = "run `make train-and-deploy`, or `tenon adapters add SOURCE --name NAME`"
 
 
 @app.command("list", epilog="Example: tenon adapters list --json")
@@ -38,14 +41,12 @@ def list_versions(
 ) -> None:
     """List the registered versions."""
     with registry_of(context) as registry:
-        rows = [summary(registry, version) for version in registry.versions(name)]
+        rows = [summary(registry, version) for version in versions_of(registry, name)]
     if as_json:
         print_json(rows)
         return
     if not rows:
-        console.print(
-            "No adapters yet: run `make train-and-deploy`, or `tenon adapters add SOURCE --name NAME`."
-        )
+        console.print(f"No adapters yet: {FIRST}.")
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("version", "aliases", "state", "verdict", "rank", "MiB", "base", "created"):
@@ -58,6 +59,18 @@ def list_versions(
             row["version"], names, state, verdict, str(row["rank"]), size, row["base"], row["created"]
         )
     console.print(table)
+
+
+def versions_of(registry: Registry, name: str | None) -> list[Version]:
+    """All versions, or those of one adapter; raises NotFound where there is no such adapter."""
+    found = registry.versions(name)
+    if found or name is None:
+        return found
+    if VERSION.fullmatch(name):
+        raise InputError(f"{name} is one version, not an adapter", f"see `tenon adapters show {name}`")
+    known = sorted({version.ref.name for version in registry.versions()})
+    near = difflib.get_close_matches(name, known, 3) or known[:5]
+    raise NotFound(f"no adapter {name!r} is registered", f"there are {', '.join(near)}" if near else FIRST)
 
 
 @app.command(epilog="Example: tenon adapters show support@v1")

@@ -12,7 +12,7 @@ from deploy.serving import wait_for_aliases
 from deploy.stack_file import read_stack
 from deploy.status import Status, processes
 from deploy.status import status as status_of
-from serve.config import Settings
+from serve.config import Home, Settings
 from serve.errors import AlreadyUp, NotUp
 from serve.registry import Registry
 
@@ -129,10 +129,10 @@ def asks_for_keys(settings: Settings) -> bool:
 
 def down(context: typer.Context, as_json: Json = False) -> None:
     """Stop the gateway, the engines and the controller; registered adapters stay."""
-    settings = Settings.read(home=context.obj)
+    home = Home.found(context.obj)  # whatever is set wrongly, what runs can be stopped
     with step("down") as current:
         current.say("letting requests in flight finish")
-        ended = stack.down(settings.home)
+        ended = stack.down(home)
         current.result = ", ".join(ended) or "nothing ran"
     if as_json:
         print_json({"stopped": ended})
@@ -140,7 +140,7 @@ def down(context: typer.Context, as_json: Json = False) -> None:
 
 def status(context: typer.Context, as_json: Json = False) -> None:
     """Say what runs; exits with 5 unless everything does."""
-    now = status_of(Settings.read(home=context.obj).home)
+    now = status_of(Home.found(context.obj))
     if as_json:
         print_json(now.to_dict())
     else:

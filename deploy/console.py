@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from serve.errors import TenonError
+from serve.log_lines import one_line
 
 # No markup: paths, recipes and the engine's words may hold brackets. What is coloured is coloured by style.
 console = Console(highlight=False, markup=False)
@@ -95,7 +96,13 @@ def line(mark: Text, name: str, result: str, seconds: float) -> Table:
 
 def note(text: str, style: str = "dim") -> None:
     """Print a line that belongs to the step above it."""
-    console.print(f"    {text}", style=style, soft_wrap=True)
+    console.print(f"    {plain(text)}", style=style, soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """``text`` in one line, fit for a terminal: columns and labels of a file may hold what it would obey."""
+    space = "\N{NO-BREAK SPACE}"
+    return space.join(map(one_line, text.split(space)))
 
 
 def state_text(state: str) -> Text:
@@ -109,9 +116,9 @@ def report_error(error: TenonError) -> None:
         content = {"code": error.code, "message": error.message, "hint": error.hint}
         typer.echo(orjson.dumps({"error": content}).decode(), err=True)
         return
-    errors.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    errors.print(Text.assemble(("error: ", "bold red"), plain(error.message)), soft_wrap=True)
     if error.hint:
-        errors.print(Text.assemble(("  → ", "bold"), error.hint), soft_wrap=True)
+        errors.print(Text.assemble(("  → ", "bold"), plain(error.hint)), soft_wrap=True)
 
 
 def print_json(content: Any) -> None:

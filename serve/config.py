@@ -41,12 +41,48 @@ def _whole_number(value: Any) -> Any:
 Rank = Annotated[Literal[8, 16, 32, 64, 128, 256, 320, 512], BeforeValidator(_whole_number)]
 
 
-class Settings(BaseSettings):
-    """What the stack needs to know; immutable once read."""
+class Home(BaseSettings):
+    """Where the files of one Tenon are; immutable once read."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(Path(".tenon"), description="folder that holds the registry, adapters, runs and logs")
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _home_is_somewhere(cls, value: Any) -> Any:
+        if not str(value).strip():
+            raise ValueError("must name a folder")
+        return value
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def found(cls, home: Path | None) -> Path:
+        """The folder, ``home`` or what the environment says, whatever else is set there; else raise ConfigError."""
+        return cls._checked({} if home is None else {"home": home}, []).home
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], problems: list[str]) -> Self:
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            for item in error.errors():
+                field = str(item["loc"][0]) if item["loc"] else "settings"
+                reason = item["msg"].removeprefix("Value error, ")
+                got = "" if field in SECRETS else f" (got {item['input']!r})"
+                problems.append(f"{field}: {reason}{got}")
+        if problems:
+            raise ConfigError("; ".join(problems), "see docs/settings.md for every setting")
+        return settings
+
+
+class Settings(Home):
+    """What the stack needs to know; immutable once read."""
+
     model: str = Field(
         "tenon-tiny", min_length=1, description="base model: built-in name, local folder or hub id"
     )
@@ -105,18 +141,6 @@ class Settings(BaseSettings):
     otlp_endpoint: str | None = Field(
         None, description="OpenTelemetry collector that traces are sent to, as http://HOST:4318"
     )
-
-    @field_validator("home", mode="before")
-    @classmethod
-    def _home_is_somewhere(cls, value: Any) -> Any:
-        if not str(value).strip():
-            raise ValueError("must name a folder")
-        return value
-
-    @field_validator("home")
-    @classmethod
-    def _home_is_absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
 
     @field_validator("model")
     @classmethod
@@ -275,17 +299,3 @@ class Settings(BaseSettings):
         defaults = {name: field.get_default() for name, field in cls.model_fields.items()}
         missing = [f"{name} is missing" for name in ("home", "model", "host", "port") if name not in content]
         return cls._checked({**defaults, **content}, missing)
-
-    @classmethod
-    def _checked(cls, values: Mapping[str, Any], problems: list[str]) -> Self:
-        try:
-            settings = cls(**values)
-        except ValidationError as error:
-            for item in error.errors():
-                field = str(item["loc"][0]) if item["loc"] else "settings"
-                reason = item["msg"].removeprefix("Value error, ")
-                got = "" if field in SECRETS else f" (got {item['input']!r})"
-                problems.append(f"{field}: {reason}{got}")
-        if problems:
-            raise ConfigError("; ".join(problems), "see docs/settings.md for every setting")
-        return settings

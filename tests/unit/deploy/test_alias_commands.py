@@ -53,6 +53,21 @@ def test_aliases_are_listed_shown_and_removed(tmp_path: Path) -> None:
     assert tenon(home, "aliases", "remove", "No name").returncode == 2
 
 
+def test_versions_of_an_adapter_that_is_not_there_are_an_error(tmp_path: Path) -> None:
+    home, base = tmp_path / "home", identify_base("tenon-tiny")
+    assert "No adapters yet" in tenon(home, "adapters", "list").stdout
+    assert "train-and-deploy" in cause_and_hint(tenon(home, "adapters", "list", "support"))[1]
+    with Registry.open(home) as registry:
+        registry.register(write_adapter(tmp_path / "adapter", base), "support", base, max_rank=64)
+    assert "support@v1" in tenon(home, "adapters", "list", "support").stdout
+    wrong = tenon(home, "adapters", "list", "suport")
+    assert wrong.returncode == 2
+    assert cause_and_hint(wrong) == ("error: no adapter 'suport' is registered", "  → there are support")
+    one = tenon(home, "adapters", "list", "support@v1", "--json")
+    assert (one.returncode, one.stdout) == (2, "")
+    assert "tenon adapters show support@v1" in json.loads(one.stderr)["error"]["hint"]
+
+
 def test_they_are_those_of_a_shared_database(tmp_path: Path, cluster: Cluster) -> None:
     home, url = tmp_path / "home", {"TENON_DATABASE_URL": cluster.create()}
     with Registry.open(home, url["TENON_DATABASE_URL"]) as registry:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from support.commands import cause_and_hint, environment, tenon
 
+from deploy.stack_file import write_stack
+from serve.config import Settings
+
 CRASHING = """
 import sys
 from deploy.cli import app, main
@@ -58,6 +61,31 @@ def test_an_unforeseen_error_is_json_for_a_script(tmp_path: Path) -> None:
     done = crashing(tmp_path / "home", "crash", "--json")
     assert (done.returncode, done.stdout) == (1, "")
     assert json.loads(done.stderr)["error"]["code"] == "internal_error"
+
+
+def test_what_a_file_holds_is_said_in_one_line_that_a_terminal_does_not_obey(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"te\x1b[31mxt\n": "a", "la\tbel": "b"}]))
+    done = tenon(tmp_path / "home", "train", "default", f"data.train={tmp_path / 'rows.json'}")
+    cause, _ = cause_and_hint(done)
+    assert (done.returncode, r"te\x1b[31mxt\n" in cause, r"la\tbel" in cause) == (2, True, True)
+
+
+@pytest.mark.parametrize("command", ["down", "status"])
+def test_what_runs_is_stopped_and_shown_whatever_is_set_wrongly(tmp_path: Path, command: str) -> None:
+    home = tmp_path / "home"
+    (home / "run").mkdir(parents=True)
+    write_stack(Settings.read(home=home))
+    done = tenon(home, command, TENON_PROT="1")
+    assert done.returncode == (0 if command == "down" else 5), done.stderr
+    wrong = tenon(home, "up", TENON_PROT="1")
+    assert "TENON_PROT is no setting" in cause_and_hint(wrong)[0]
+
+
+def test_an_empty_home_is_not_the_working_directory(tmp_path: Path) -> None:
+    done = tenon(tmp_path / "home", "--home=", "adapters", "list", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'--home': must name a folder" in cause_and_hint(done)[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

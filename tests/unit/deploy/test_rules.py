@@ -17,7 +17,7 @@ from deploy.pipeline import train_and_register
 from deploy.sampling_options import assignments
 from deploy.snippets import curl_snippet, python_snippet
 from deploy.stack_file import read_stack, write_stack
-from serve.config import Settings
+from serve.config import Home, Settings
 from serve.errors import ConfigError, DataError, InputError, RecipeError
 from serve.names import parse_version
 from serve.registry import Alias, EvaluationRecord, Lineage, Registry, Version
@@ -196,6 +196,27 @@ def test_a_run_without_a_question_to_prove_it_by_ends_before_training(tmp_path: 
         assert "data.test_fraction" in caught.value.hint
         assert registry.versions() == []
     assert not settings.runs.exists()
+
+
+def test_an_adapter_is_not_called_as_its_base_which_is_said_before_training(tmp_path: Path) -> None:
+    settings = Settings.read(home=tmp_path / "home")
+    recipe = Recipe.load(None, ["name=tenon-tiny", f"data.train={rows_to_train_on(tmp_path)}"])
+    with Registry.of(settings) as registry, pytest.raises(InputError, match="name of the base itself"):
+        train_and_register(settings, recipe, registry)
+    assert not settings.runs.exists()
+
+
+def test_what_runs_is_found_whatever_else_is_set_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENON_PROT", "1")
+    monkeypatch.setenv("TENON_PORT", "none")
+    monkeypatch.setenv("TENON_HOME", str(tmp_path))
+    assert Home.found(None) == tmp_path
+    assert Home.found(Path("there")) == Path("there").absolute()
+    monkeypatch.setenv("TENON_HOME", "")
+    with pytest.raises(ConfigError, match="home: must name a folder"):
+        Home.found(None)
 
 
 def test_set_takes_yaml_and_names_what_is_not() -> None:
