@@ -112,6 +112,7 @@ def write_job(run: Run, recipe: Recipe, prepared: Prepared, base: BaseIdentity, 
             "path": str(base.path),
             "digest": base.digest,
             "reference": _reference(recipe, base),
+            "max_length": base.max_length,
         },
         "plan": asdict(plan),
     }

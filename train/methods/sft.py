@@ -105,6 +105,8 @@ def read_splits(
     """Tokenised training rows, and validation rows where there are some; reports rows that are too long."""
     data, folder, max_length = Path(job["data"]), Path(job["base"]["path"]), job["plan"]["max_length"]
     stops = stop_tokens(tokenizer, folder)
+    can_more = max_length < job["base"]["max_length"]
+    more = "raise train.max_length to keep them" if can_more else "the base can read no more"
     splits = {}
     for name in ("train", "validation"):
         path = data / f"{name}.jsonl"
@@ -115,10 +117,10 @@ def read_splits(
             shown = ", ".join(
                 f"{number} (id {row}, {tokens:,} tokens)" for number, row, tokens in rows.too_long[:3]
             )
-            message = (
-                f"{path.name}: {len(rows.too_long):,} rows have more than {max_length:,} tokens: {shown}"
-            )
-            hint = "they are left out; raise train.max_length to keep them"
+            count = len(rows.too_long)
+            have = "row has" if count == 1 else "rows have"
+            message = f"{path.name}: {count:,} {have} more than {max_length:,} tokens: {shown}"
+            hint = f"they are left out; {more}"
             emit(TrainEvent(event="notice", message=message, hint=hint))
         if len(rows):
             splits[name] = rows
@@ -128,7 +130,9 @@ def read_splits(
     if "train" not in splits:
         raise DataError(
             f"every training row has more than {max_length:,} tokens",
-            "raise train.max_length or shorten the rows",
+            "raise train.max_length or shorten the rows"
+            if can_more
+            else "shorten the rows, or train a base that reads more",
         )
     return splits
 

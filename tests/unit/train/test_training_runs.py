@@ -22,7 +22,9 @@ from serve.errors import TrainingFailed
 from serve.registry.base import identify_base
 from train import runs
 from train.events import TrainEvent
-from train.launch import TrainResult, read_metrics, run_training, settle
+from train.launch import TrainResult, read_metrics, run_training, settle, write_job
+from train.methods.sft import read_splits
+from train.plan import make_plan
 from train.recipe import Recipe
 from train.runs import Run
 
@@ -164,6 +166,26 @@ def test_a_finished_run_gives_its_adapter_again_until_it_is_settled(room: Room, 
     settle(again)
     anew = run_training(recipe, room.prepared, room.base, tmp_path)
     assert (anew.run_dir == first.run_dir, anew.resumed_from) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("length", "way_out"), [(256, "the base can read no more"), (64, "raise train.max_length")]
+)
+def test_rows_that_are_too_long_are_named_and_left_out(
+    room: Room, tmp_path: Path, length: int, way_out: str
+) -> None:
+    rows = [make_row(number) for number in range(20)]
+    rows[3]["prompt"] = [{"role": "user", "content": "please " * 300}]
+    prepared = write_data(tmp_path / "data", rows, rows[:2])
+    recipe = Recipe.load(None, [f"train.max_length={length}"])
+    run = runs.create(tmp_path / "runs", "some", "key")
+    job = write_job(run, recipe, prepared, room.base, make_plan(recipe, prepared, room.base))
+    told: list[TrainEvent] = []
+    splits = read_splits(job, AutoTokenizer.from_pretrained(room.base.path), told.append)
+    assert len(splits["train"]) == 19
+    (notice,) = told
+    assert f"train.jsonl: 1 row has more than {length} tokens: 4 (id 000000000003, 3" in notice.message
+    assert notice.hint == f"they are left out; {way_out}" + (" to keep them" if length == 64 else "")
 
 
 def test_it_stops_early_and_keeps_the_best(room: Room, tmp_path: Path) -> None:
