@@ -61,7 +61,7 @@ def judge(
         )
         current.result = f"{len(evaluation.questions):,} questions × {len(arms)} arms"
     if too_long := evaluation.conditions.too_long:
-        note(f"left out, as they are longer than {arms[0].label} can read: {too_long:,} questions", "yellow")
+        note(f"questions left out, as they are longer than {arms[0].label} can read: {too_long:,}", "yellow")
     decision = gate(evaluation, force=force)
     folder = settings.evals / f"{version.ref}-{time.strftime('%Y%m%d-%H%M%S')}"
     report = folder / "report.html"
