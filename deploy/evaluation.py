@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy.console import note, step
 from deploy.questions import Questions
-from deploy.serving import wait_until_loaded
+from deploy.serving import base_name, wait_until_loaded, why_silent
 from deploy.status import require_up
 from evalsuite.evaluate import Arm, Evaluation, evaluate
 from evalsuite.gate import GateDecision, gate
@@ -46,7 +46,7 @@ def judge(
         seconds = wait_until_loaded(registry, settings, version.ref, current.say)
         current.result = f"{version.engine_name} ready in {seconds:.1f} s, probed: it answers as itself"
     with step("evaluate") as current:
-        arms = arms_of(settings, registry, version)
+        arms, silent = arms_of(settings, registry, version)
         advance = current.bar()
         evaluation = asyncio.run(
             evaluate(
@@ -62,12 +62,25 @@ def judge(
         current.result = f"{len(evaluation.questions):,} questions × {len(arms)} arms"
     if too_long := evaluation.conditions.too_long:
         note(f"questions left out, as they are longer than {arms[0].label} can read: {too_long:,}", "yellow")
+    if silent:
+        note(
+            f"not asked, as it cannot answer: {silent[0]}, which users are sent to now ({silent[1]})",
+            "yellow",
+        )
     decision = gate(evaluation, force=force)
     folder = settings.evals / f"{version.ref}-{time.strftime('%Y%m%d-%H%M%S')}"
     report = folder / "report.html"
     write_report(evaluation, report, provenance_of(version), decision)
     write_json(folder / "evaluation.json", evaluation.to_dict())
-    record(registry, version, evaluation, decision, report, evidence=asked.evidence and limit is None)
+    record(
+        registry,
+        version,
+        evaluation,
+        decision,
+        report,
+        evidence=asked.evidence and limit is None,
+        silent=silent[0] if silent else None,
+    )
     return Judgement(evaluation, decision, report)
 
 
@@ -79,14 +92,19 @@ def record(
     report: Path,
     *,
     evidence: bool,
+    silent: str | None = None,
 ) -> None:
-    """Keep an evaluation; ``evidence`` says whether the gate may later rely on it."""
+    """Keep an evaluation; ``evidence`` says whether the gate may later rely on it.
+
+    ``silent`` is the live version where it could not be asked.
+    """
     live = next((arm.model for arm in evaluation.arms if arm.role == "live"), None)
     gate_record = {
         "allowed": decision.allowed and not decision.forced,
         "reason": decision.reason,
         "live": live,
         "evidence": evidence,
+        "silent": silent,
     }
     registry.record_evaluation(
         version.ref,
@@ -97,14 +115,23 @@ def record(
     )
 
 
-def arms_of(settings: Settings, registry: Registry, version: Version) -> list[Arm]:
-    """Base and candidate, and the live version where another one answers users now."""
-    base = str(require_up(settings.home).base)
+def arms_of(
+    settings: Settings, registry: Registry, version: Version
+) -> tuple[list[Arm], tuple[str, str] | None]:
+    """Base and candidate, and the live version where another one answers users now.
+
+    A live version that no engine can serve, as its base is not served any more or its files are damaged, is told with
+    the reason instead: users have no answers of it either, and its successor is how they get some.
+    """
+    base = base_name(settings, version)
     arms = [Arm(base, base, "base"), Arm(str(version.ref), str(version.ref), "candidate")]
-    live = registry.alias(version.ref.name)
-    if live is not None and live.target.ref != version.ref:
-        arms.append(Arm(f"{live.target.ref} (live)", str(live.target.ref), "live"))
-    return arms
+    alias = registry.alias(version.ref.name)
+    if alias is None or alias.target.ref == version.ref:
+        return arms, None
+    live = alias.target.ref
+    if reason := why_silent(registry, settings, live):
+        return arms, (str(live), reason)
+    return [*arms, Arm(f"{live} (live)", str(live), "live")], None
 
 
 def provenance_of(version: Version) -> Provenance:

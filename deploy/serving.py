@@ -23,7 +23,7 @@ from serve.errors import (
     VersionNotFound,
 )
 from serve.names import VersionRef, check_name
-from serve.registry import Alias, Registry, Version
+from serve.registry import Alias, LoadState, Registry, Version
 from serve.registry.evidence import check_gate, verdict_of
 
 LOAD_TIMEOUT = 300.0  # seconds, an engine that restarts meanwhile included
@@ -123,16 +123,38 @@ def on_their_way(registry: Registry, settings: Settings) -> list[str]:
 
     That is one that answers, or where none does one that is started again.
     """
-    rows = {(row.engine, row.ref): row for row in registry.loaded()}
     found = []
     for ref in sorted({ref for alias in registry.aliases() for ref in alias.refs}, key=str):
-        base = registry.version(ref).base_digest
-        _, able = engines_up(settings, base)
-        states = [rows.get((name, ref)) for name in able or returning(settings, base)]
+        states = states_of(registry, settings, ref)
         ready = any(row is not None and row.state == "ready" for row in states)
         if not ready and any(row is None or (row.state in COMING and not row.reason) for row in states):
             found.append(str(ref))
     return found
+
+
+def states_of(registry: Registry, settings: Settings, ref: VersionRef) -> list[LoadState | None]:
+    """What each engine of a version's base that answers, or else is started again, tells of it; None: nothing yet."""
+    base = registry.version(ref).base_digest
+    rows = {row.engine: row for row in registry.loaded() if row.ref == ref}
+    _, able = engines_up(settings, base)
+    return [rows.get(name) for name in able or returning(settings, base)]
+
+
+def why_silent(registry: Registry, settings: Settings, ref: VersionRef) -> str | None:
+    """Why no engine of this stack will answer for a version, None where one may."""
+    states = states_of(registry, settings, ref)
+    if any(row is None or row.state != "failed" for row in states):
+        return None
+    reasons = [row.reason for row in states if row is not None]
+    return reasons[0] if reasons else "no engine here has its base"
+
+
+def base_name(settings: Settings, version: Version) -> str:
+    """What the engines call the base of a version."""
+    records = [record for record in records_by_engine(settings.state).values() if record.get("base_name")]
+    own = [record for record in records if record.get("base_digest") == version.base_digest]
+    unknown = [record for record in records if record.get("base_digest") is None]
+    return str((own or unknown or [{"base_name": version.base_name}])[0]["base_name"])
 
 
 def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str]]:

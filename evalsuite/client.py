@@ -44,8 +44,9 @@ class Answer:
 class Asking:
     """How questions are asked.
 
-    An answer is given up as missing after ``patience`` seconds of a busy or absent server: longer than an
-    engine takes to restart. A question that begins when nothing was answered for as long ends the asking.
+    An answer is given up as missing after ``patience`` seconds in which the server was busy or absent, or had
+    nothing of that model: longer than an engine takes to restart. A question that begins when nothing of any model was
+    answered for as long ends the asking.
     ``timeout`` bounds one try, in seconds.
     """
 
@@ -75,7 +76,7 @@ async def ask_all(
     timeout = aiohttp.ClientTimeout(total=asking.timeout)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, headers=headers, connector=connector) as session:
-        asker = _Asker(session, url.rstrip("/") + "/v1/chat/completions", asking)
+        asker = _Asker(session, url.rstrip("/") + "/v1/chat/completions", len(models), asking)
 
         async def worker() -> None:
             for question, arm in work:
@@ -112,11 +113,14 @@ class _TooLongError(BadRequest):
 
 
 class _Asker:
-    def __init__(self, session: aiohttp.ClientSession, url: str, asking: Asking) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, models: int, asking: Asking) -> None:
         self._session = session
         self._url = url
+        self._models = models
         self._asking = asking
         self._last_success = time.monotonic()
+        self._silent_since: dict[str, float] = {}
+        """When each model that answers nothing at the moment began to."""
 
     async def ask(self, model: str, question: Question) -> Answer:
         request: dict[str, Any] = {
@@ -142,18 +146,21 @@ class _Asker:
                 return Answer("", tries=tries, error=error.message)
             except (_BusyError, aiohttp.ClientError, TimeoutError) as error:
                 reason = str(error) or type(error).__name__
-                if began - self._last_success >= self._asking.patience:
+                silent_since = self._silent_since.setdefault(model, began)
+                all_silent = len(self._silent_since) == self._models
+                if all_silent and began - self._last_success >= self._asking.patience:
                     raise EngineUnavailable(
                         f"{self._url} answered nothing for {self._asking.patience:.0f} s: {reason}",
                         "see `tenon status`",
                     ) from error
-                left = began + self._asking.patience - time.monotonic()
+                left = min(began, silent_since) + self._asking.patience - time.monotonic()
                 if left <= 0:
                     return Answer("", tries=tries, error=reason)
                 asked = error.pause if isinstance(error, _BusyError) else 0.0
                 await asyncio.sleep(min(left, _pause(tries, asked)))
             else:
                 self._last_success = time.monotonic()
+                self._silent_since.pop(model, None)
                 return answer
 
     async def _try(self, body: bytes, tries: int) -> Answer:

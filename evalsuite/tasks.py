@@ -5,6 +5,7 @@ conversational prompt-completion form that training reads as well.
 """
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -112,9 +113,9 @@ def parse_object(text: str) -> dict[str, Any] | None:
     """The JSON object that ``text`` is, or None.
 
     A Markdown code fence around it is forgiven; nothing else is. NaN, infinite numbers and lone surrogates are
-    no JSON; the data step has the same rule.
+    no JSON; the data step has the same rule. How accents are encoded makes no difference.
     """
-    text = text.strip()
+    text = unicodedata.normalize("NFC", text).strip()
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         text = text[text.index("\n") : -3]
     try:

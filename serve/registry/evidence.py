@@ -21,7 +21,7 @@ def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Versi
     """What speaks against letting ``version`` take ``alias`` on the evidence of ``record``; None if nothing.
 
     A version that passed may always come back to a name that it had just before, or has. To replace another
-    one, it must have been compared with that one.
+    one, it must have been compared with that one, unless that could not answer.
     """
     if record is None:
         return "it has not been evaluated on all of its held-out questions"
@@ -30,7 +30,7 @@ def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Versi
         return str(gate["reason"])
     if alias is None or version.ref in (alias.target.ref, alias.previous, alias.way_back):
         return None
-    if gate["live"] != str(alias.target.ref):
+    if str(alias.target.ref) not in (gate["live"], gate.get("silent")):
         return f"it was not compared with {alias.target.ref}, which answers users now"
     return None
 

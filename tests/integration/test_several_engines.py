@@ -55,6 +55,11 @@ def ask(url: str, model: str, text: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
 
 
+def weights_of(alias: str, url: str) -> dict[str, int]:
+    told = get_json(f"{url}/api/status")["aliases"]
+    return next(dict(one["weights"]) for one in told if one["name"] == alias)
+
+
 def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
@@ -62,13 +67,13 @@ def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.1)
 
 
-def other_base(folder: Path) -> Path:
+def other_base(folder: Path, byte: bytes = b"\x01") -> Path:
     """A base of another digest: the built-in one, but for one byte of its weights."""
     shutil.copytree(resolve_model("tenon-tiny"), folder)
     with (folder / "model.safetensors").open("r+b") as file:
         header = int.from_bytes(file.read(8), "little")
         file.seek(8 + header)
-        file.write(b"\x01")
+        file.write(byte)
     return folder
 
 
@@ -109,6 +114,24 @@ def test_two_bases_three_engines_and_a_canary(home: Path, launch: Launch, tmp_pa
     assert [row["shares"] for row in listed] == [{"support": "75 %"}, {"support": "25 %"}]
     assert "support (25 %)" in tenon(home, "adapters", "list").stdout
 
+    questions = tmp_path / "questions.csv"
+    rows = [f"message {number},{'ab'[number % 2]}" for number in range(12)]
+    questions.write_text("\n".join(["text,label", *rows]))
+    third = identify_base(str(other_base(tmp_path / "third", b"\x02")))
+    with Registry.of(settings) as registry:
+        for seed, base in enumerate([third, bases[0]]):
+            registry.register(
+                write_adapter(tmp_path / f"m{seed}", base, seed=seed), "moved", base, max_rank=64
+            )
+        registry.set_alias("moved", "moved@v1", forced=True)
+    for version, base in (("ticket@v1", "second"), ("moved@v2", "tenon-tiny")):
+        done = tenon(home, "eval", version, "--data", str(questions), "--json")
+        assert done.returncode == 3, done.stderr
+        assert [arm["model"] for arm in json.loads(done.stdout)["arms"]] == [base, version]
+    assert "not asked, as it cannot answer: moved@v1" in done.stderr
+    with Registry.of(settings) as registry:
+        assert registry.evaluations("moved@v2")[-1].result["gate"]["silent"] == "moved@v1"
+
     doomed.kill()
     replies = [ask(url, "support", f"talk {number}") for number in range(30)]
     assert {answer.status_code for answer in replies} == {200}
@@ -117,7 +140,7 @@ def test_two_bases_three_engines_and_a_canary(home: Path, launch: Launch, tmp_pa
     assert status(home).engines["second"].running
     done = tenon(home, "deploy", "support@v2", "support@v1=5", "--force", "--json")
     assert json.loads(done.stdout)["weights"] == {"support@v2": 95, "support@v1": 5}, done.stderr
-    until(lambda: get_json(f"{url}/api/status")["aliases"][0]["weights"]["support@v2"] == 95)
+    until(lambda: weights_of("support", url)["support@v2"] == 95)
     assert tenon(home, "status").returncode == 5
     assert tenon(home, "down").returncode == 0
     assert status(home).down

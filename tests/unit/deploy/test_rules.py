@@ -19,6 +19,7 @@ from deploy.snippets import curl_snippet, python_snippet
 from deploy.stack_file import read_stack, write_stack
 from serve.config import Home, Settings
 from serve.errors import ConfigError, DataError, InputError, RecipeError
+from serve.gateway.policy import SamplingPolicy
 from serve.names import parse_version
 from serve.registry import Alias, EvaluationRecord, Lineage, Registry, Version
 from serve.registry.evidence import why_not
@@ -48,8 +49,10 @@ def alias(target: str, previous: str | None = None) -> Alias:
     return Alias("a", version(target), previous and parse_version(previous), {}, "better", False, NOW)  # type: ignore[arg-type]
 
 
-def record(allowed: bool = True, live: str | None = None) -> EvaluationRecord:
+def record(allowed: bool = True, live: str | None = None, silent: str | None = None) -> EvaluationRecord:
     gate = {"allowed": allowed, "reason": "it is worse", "live": live, "evidence": True}
+    if silent is not None:
+        gate["silent"] = silent
     return EvaluationRecord(1, parse_version("a@v2"), "b", {"gate": gate}, "better", "", NOW)
 
 
@@ -61,6 +64,9 @@ def record(allowed: bool = True, live: str | None = None) -> EvaluationRecord:
         (record(), None, None),
         (record(), alias("a@v1"), "a@v1, which answers users now"),
         (record(live="a@v1"), alias("a@v1"), None),
+        (record(silent="a@v1"), alias("a@v1"), None),
+        (record(silent="a@v1"), alias("a@v3"), "a@v3, which answers users now"),
+        (record(allowed=False, silent="a@v1"), alias("a@v1"), "it is worse"),
         (record(live="a@v1"), alias("a@v3"), "a@v3"),
         (record(live="a@v1"), alias("a@v3", previous="a@v2"), None),
         (record(live="a@v1"), alias("a@v2"), None),
@@ -118,6 +124,32 @@ def test_snippets_survive_quotes_and_newlines() -> None:
     code = python_snippet("http://127.0.0.1:1", "a", {"messages": messages})
     assert len(code.splitlines()) == 5
     compile(code, "snippet", "exec")
+
+
+def test_snippets_leave_the_temperature_to_an_alias_that_limits_it() -> None:
+    sample = {"messages": [{"role": "user", "content": "x"}]}
+    for snippet in (curl_snippet, python_snippet):
+        assert "temperature" in snippet("http://127.0.0.1:1", "a", sample)
+        assert "temperature" not in snippet("http://127.0.0.1:1", "a", sample, greedy=False)
+    for limits, allowed in [
+        ({}, True),
+        ({"min": {"temperature": 0.2}}, False),
+        ({"max": {"temperature": 1}}, True),
+    ]:
+        assert SamplingPolicy.parse(limits).allows("temperature", 0) == allowed
+    forced = {"min": {"temperature": 0.2}, "force": {"temperature": 0.5}}
+    assert SamplingPolicy.parse(forced).allows("temperature", 0)
+
+
+def test_a_folder_is_a_base_by_its_place_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("my base", "tenon-tiny"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Settings.read(home=tmp_path, model="my base").model == str(tmp_path / "my base")
+    assert Settings.read(home=tmp_path, model="org/model").model == "org/model"
+    assert Settings.read(home=tmp_path, model="tenon-tiny").model == "tenon-tiny"
 
 
 def test_snippets_of_a_question_with_tools_are_python_and_json() -> None:

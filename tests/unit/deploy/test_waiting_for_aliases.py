@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from deploy import serving
-from deploy.serving import on_their_way, wait_for_aliases
+from deploy.serving import base_name, on_their_way, wait_for_aliases, why_silent
 from evalsuite.load.adapters import write_adapter
 from serve.config import Settings
 from serve.engine.state import record_file
+from serve.names import VersionRef
 from serve.records import ProcessIdentity, write_json
 from serve.registry import Registry
 from serve.registry.base import identify_base
@@ -64,6 +65,35 @@ def test_what_is_waited_for(
 ) -> None:
     engines(settings, registry, **states)
     assert on_their_way(registry, settings) == coming
+
+
+@pytest.mark.parametrize(
+    ("states", "reason"),
+    [
+        ({}, "no engine here has its base"),
+        ({"another_machines": {"faq@v2": ("ready", "")}}, "no engine here has its base"),
+        ({"engine": {"faq@v2": ("failed", "its file is damaged")}}, "its file is damaged"),
+        ({"engine": {"faq@v2": ("failed", "x")}, "second": {"faq@v2": ("ready", "")}}, None),
+        ({"engine": {"faq@v2": ("failed", "x")}, "second": {}}, None),
+        ({"engine": {"faq@v2": ("loading", "")}}, None),
+    ],
+)
+def test_why_nobody_will_answer_for_a_version(
+    settings: Settings, registry: Registry, states: dict[str, States], reason: str | None
+) -> None:
+    engines(settings, registry, **states)
+    assert why_silent(registry, settings, VersionRef("faq", 2)) == reason
+
+
+def test_a_base_is_called_as_its_engines_call_it(settings: Settings, registry: Registry) -> None:
+    version = registry.version("faq@v2")
+    assert base_name(settings, version) == "tenon-tiny"
+    other = {"state": "ready", "base_digest": "other", "base_name": "other"}
+    write_json(record_file(settings.state, "engine"), other)
+    assert base_name(settings, version) == "tenon-tiny"
+    attached = {"state": "ready", "base_digest": version.base_digest, "base_name": "served-as"}
+    write_json(record_file(settings.state, "second"), attached)
+    assert base_name(settings, version) == "served-as"
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,16 @@ async def test_an_arm_that_stays_busy_is_missing_and_the_other_goes_on(engine: F
     assert time.monotonic() - began >= 0.6
 
 
+async def test_an_arm_that_answers_nothing_for_long_costs_its_questions_no_more_patience(
+    engine: FakeEngine,
+) -> None:
+    engine.faults = [Fault("error", ADAPTER, status=503, message="not this one", times=-1)]
+    base, adapter = await ask(engine, patience=0.6, concurrency=1)
+    assert not any(answer.error for answer in base)
+    assert adapter[0].tries > 1
+    assert [answer.tries for answer in adapter[1:]] == [1] * 19
+
+
 async def test_an_unknown_model_ends_it_at_once(engine: FakeEngine) -> None:
     with pytest.raises(ModelNotFound, match="support@v9"):
         await ask(engine, ("base", "support@v9"))

@@ -1,6 +1,7 @@
 """Marks and metrics, with scikit-learn as the oracle."""
 
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -198,6 +199,12 @@ def test_no_answer_breaks_a_marker(answer: str) -> None:
 
 def test_no_answers_score_nothing() -> None:
     assert scores(label_marker(), []) == {"accuracy": 0.0, "macro_f1": 0.0}
+
+
+def test_how_accents_are_encoded_makes_no_difference_to_json() -> None:
+    apart = unicodedata.normalize("NFD", '{"stadt": "Köln", "größe": 1}')
+    assert parse_object(apart) == {"stadt": "Köln", "größe": 1}
+    assert parse_object('{"a": "\ud800"}') is None
 
 
 @pytest.mark.parametrize(
