@@ -226,7 +226,8 @@ def show_outcome(outcome: "Outcome") -> None:
         return
     console.print(f"Gateway: {url}/v1   metrics: {url}/metrics\n", soft_wrap=True)
     for snippet in (curl_snippet, python_snippet):
-        console.print(snippet(url, ref.name, outcome.sample, keys=outcome.keys), soft_wrap=True)
+        lines = snippet(url, ref.name, outcome.sample, keys=outcome.keys, greedy=outcome.greedy)
+        console.print(lines, soft_wrap=True)
         console.print()
     if outcome.keys:
         console.print(

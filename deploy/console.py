@@ -17,9 +17,10 @@ from rich.text import Text
 from serve.errors import TenonError
 from serve.log_lines import one_line
 
-# No markup: paths, recipes and the engine's words may hold brackets. What is coloured is coloured by style.
-console = Console(highlight=False, markup=False)
-errors = Console(stderr=True, highlight=False, markup=False)
+# No markup and no emoji codes: paths, questions and the engine's words may hold brackets and colons. What is coloured
+# is coloured by style.
+console = Console(highlight=False, markup=False, emoji=False)
+errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 NAME_WIDTH = 12
 COLOURS = {"running": "green", "ready": "green", "failed": "red", "down": "red", "registered": "default"}

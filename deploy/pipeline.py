@@ -1,20 +1,22 @@
 """The life of an adapter in one command: data, plan, train, register, verify, evaluate, gate, deploy."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
 from deploy import stack
-from deploy.console import Step, note, step
+from deploy.console import note, step
 from deploy.evaluation import Judgement, judge
 from deploy.progress import TrainingView
 from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, wanted
 from deploy.status import Status, processes
 from serve.config import Settings
-from serve.errors import DataError, InputError
+from serve.errors import AlreadyUp, DataError, InputError
+from serve.gateway.policy import SamplingPolicy
 from serve.names import check_adapter_name
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
@@ -23,6 +25,8 @@ from train.data.spec import SPLITS
 from train.launch import TrainResult, run_training, settle
 from train.plan import make_plan
 from train.recipe import Recipe
+
+LONGEST_SAMPLE = 2_000  # characters of a question that is good to paste
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,15 @@ class Outcome:
     seconds: float
     keys: bool = False
     """Whether the gateway asks for API keys."""
+    greedy: bool = True
+    """Whether the alias may be asked at temperature 0."""
 
     @property
     def sample(self) -> dict[str, Any]:
         """One held-out question as fields of a chat request; tools are offered as in the evaluation."""
-        question = self.judgement.evaluation.questions[0]
+        questions = self.judgement.evaluation.questions
+        handy = (question for question in questions if len(question.text) <= LONGEST_SAMPLE)
+        question = next(handy, None) or min(questions, key=lambda question: len(question.text))
         messages = [message.to_openai() for message in question.messages]
         tools = {"tools": list(question.tools), "tool_choice": "none"} if question.tools else {}
         return {"messages": messages, **tools}
@@ -164,31 +172,39 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
     """Train an adapter, prove it against the base through the running server, and deploy it.
 
     The stack is started where it does not run and left running at the end; if the command fails or is
-    interrupted, a stack that it started is stopped again. Where the gate refuses, the alias stays where it is
-    and ``deployed`` is false.
+    interrupted, a stack that it started is stopped again, unless somebody else needs it. Where the gate refuses,
+    the alias stays where it is and ``deployed`` is false.
     """
     started = time.monotonic()
     check_before(settings)
     with Registry.of(settings) as registry:
         keys = registry.keys_used()
         version = train_and_register(settings, recipe, registry, to_prove=True)
-        was_down = processes(settings.home).down
+        ours = False
         try:
             with step("serve") as current:
-                now = ensure_up(settings, current)
+                now, ours = ensure_up(settings, current.say)
                 engine = f"engine process {now.engine.pid}" if now.engine.pid else "engine attached"
-                current.result = f"{'up' if was_down else 'was up'}: {engine}, gateway {now.url}"
+                current.result = f"{'up' if ours else 'was up'}: {engine}, gateway {now.url}"
             with wanted(registry, version.ref):
                 judgement = judge(settings, registry, version, recorded(version), force=force)
                 if judgement.decision.allowed:
                     deploy(settings, registry, version, force=force)
         except BaseException:
-            if was_down:
+            if ours and not registry.wanted():  # else somebody evaluates on it by now
                 stack.down(settings.home)
             raise
-    seconds = time.monotonic() - started
+        alias = registry.alias(version.ref.name)
+    policy = SamplingPolicy.parse(alias.sampling if alias is not None else {})
     return Outcome(
-        version, judgement, judgement.decision.allowed, str(now.url), now.engine.pid, seconds, keys
+        version,
+        judgement,
+        judgement.decision.allowed,
+        str(now.url),
+        now.engine.pid,
+        time.monotonic() - started,
+        keys,
+        policy.allows("temperature", 0),
     )
 
 
@@ -210,7 +226,18 @@ def check_before(settings: Settings) -> None:
         stack.check_gateway(settings)
 
 
-def ensure_up(settings: Settings, current: Step) -> Status:
-    """The running stack, started if need be."""
-    now = processes(settings.home)
-    return now if now.healthy else stack.up(settings, current.say)
+def ensure_up(settings: Settings, say: Callable[[str], None]) -> tuple[Status, bool]:
+    """The running stack, and whether it is ours: all of it was down, and we brought it up.
+
+    Where another command is about to bring it up, that is waited for.
+    """
+    deadline = time.monotonic() + settings.engine_start_timeout + stack.READY_AFTER_ENGINE
+    while not (now := processes(settings.home)).healthy:
+        try:
+            return stack.up(settings, say), now.down
+        except AlreadyUp:
+            if time.monotonic() > deadline:
+                raise
+            say("another command brings the stack up")
+            time.sleep(0.25)
+    return now, False

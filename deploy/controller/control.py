@@ -67,7 +67,13 @@ class GatewayKeeper:
         """Watch until ``stop``, then let the gateway finish what it has in flight and end it."""
         record = self.settings.state / "gateway.json"
         while not stop.is_set():
-            gateway = recorded(record) or self._start()
+            try:
+                gateway = recorded(record) or self._start()
+            except (StorageError, OSError) as error:  # no log, no memory, no process: there may be again
+                reason = error.message if isinstance(error, StorageError) else str(error)
+                self._failed(f"could not be started: {reason}")
+                await pause(stop, self._pause)
+                continue
             log.info("watching gateway %d", gateway.pid)
             since = time.monotonic()
             while gateway.alive and not stop.is_set():
@@ -77,7 +83,11 @@ class GatewayKeeper:
                 record.unlink(missing_ok=True)
             else:
                 self._ended(gateway, time.monotonic() - since)
-                await pause(stop, BACKOFF[min(self.failures, len(BACKOFF)) - 1])
+                await pause(stop, self._pause)
+
+    @property
+    def _pause(self) -> float:
+        return BACKOFF[min(self.failures, len(BACKOFF)) - 1]
 
     def _start(self) -> ProcessIdentity:
         settings = self.settings
@@ -87,10 +97,14 @@ class GatewayKeeper:
         return ProcessIdentity.of(self.child.pid)
 
     def _ended(self, gateway: ProcessIdentity, lived: float) -> None:
-        self.failures = 1 if lived > HEALTHY_AFTER else self.failures + 1
+        if lived > HEALTHY_AFTER:
+            self.failures = 0
         code = self.child.poll() if self.child is not None and self.child.pid == gateway.pid else None
-        reason = "ended" if code is None else ending(code)
-        log.warning("gateway %d %s after %.0f s", gateway.pid, reason, lived)
+        self._failed("ended" if code is None else ending(code), f" {gateway.pid}", f" after {lived:.0f} s")
+
+    def _failed(self, reason: str, which: str = "", when: str = "") -> None:
+        self.failures += 1
+        log.warning("gateway%s %s%s", which, reason, when)
         fate = {"reason": reason, "at": time.time(), "failures": self.failures}
         try:
             write_json(self.settings.state / "gateway-exit.json", fate)

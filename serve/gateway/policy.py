@@ -87,6 +87,10 @@ class SamplingPolicy:
         """Its limits and forced values alone."""
         return SamplingPolicy(minimum=self.minimum, maximum=self.maximum, forced=self.forced)
 
+    def allows(self, name: str, value: float) -> bool:
+        """Whether a request may give a field this value; a forced one makes no difference to what is given."""
+        return name in self.forced or self._outside(name, value) is None
+
     def __bool__(self) -> bool:
         return bool(self.defaults or self.minimum or self.maximum or self.forced)
 

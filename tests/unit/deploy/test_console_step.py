@@ -10,6 +10,13 @@ from deploy import console
 from serve.errors import InputError
 
 
+def test_what_is_printed_is_what_was_said(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "I paid :100: at 10:on:20 [bold]a:x:b[/bold]"
+    for each in (console.console, console.errors):
+        each.print(text)
+    assert capsys.readouterr() == (f"{text}\n", f"{text}\n")
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
