@@ -9,15 +9,17 @@ DEVICE ?= auto
 MODEL ?=
 DATA ?=
 TEST ?=
-NAME ?=
 RECIPE ?=
 PORT ?=
 ARGS ?=
+# Not from the environment, where Windows' Linux sets it to the machine's name.
+NAME =
 
 # Whoever sets it, as many containers do, has every process compile a thousand modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
+HOME_OF := $${TENON_HOME:-.tenon}
 TENON := $(BIN)/tenon
 # A variable's value as it was typed, for the shell; and that as an option, where there is one.
 quoted = '$(subst ','\'',$(value $(1)))'
@@ -41,7 +43,9 @@ up: setup ## Start the stack in the background
 	@$(TENON) up --detach $(STACK) $(ARGS)
 
 down: ## Stop the stack
-	@if [ -x $(TENON) ]; then $(TENON) down; fi
+	@if $(BIN)/python -c '' 2>/dev/null; then $(BIN)/python -m deploy down; \
+	elif [ -e "$(HOME_OF)/run/stack.json" ]; then \
+		echo "down: .venv is gone or broken; run 'make setup' first" >&2; exit 1; fi
 
 status: setup ## Say what runs
 	@$(TENON) status
@@ -92,7 +96,9 @@ bench-processes: setup ## Measure how long a training's, a command's and a gatew
 	@$(BIN)/python -m deploy.bench_processes $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
-	@if [ -x $(TENON) ] && [ -e "$${TENON_HOME:-.tenon}/run/stack.json" ]; then $(TENON) down || { \
-		echo "clean: nothing was removed, as the stack may still run; stop it first" >&2; exit 1; }; fi
+	@for home in "$(HOME_OF)" .tenon; do if [ -e "$$home/run/stack.json" ]; then \
+		$(BIN)/python -m deploy --home "$$home" down || { \
+			echo "clean: nothing was removed, as the stack of $$home may run; stop it (make setup, make down)," \
+				"or delete $$home/run if nothing does" >&2; exit 1; }; fi; done
 	rm -rf .venv .venv.old .tenon *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

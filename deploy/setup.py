@@ -8,11 +8,12 @@ pyproject.toml, the interpreter or the device changes.
 The device is looked for once: from then on ``auto`` is what the environment was set up for, so that a container
 that was started without its GPU leaves the environment as it is. Another one is asked for by name, and has the
 environment made anew, as vLLM's builds for CPU and GPU share a folder. A GPU that came later is told of, unless the
-CPU was asked for.
+CPU was asked for. A checkout that was moved or copied has its environment made anew, too, as that names the old place.
 """
 
 import argparse
 import ast
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PLACE = os.path.realpath(ROOT)
 VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "tenon-setup.json")
@@ -39,6 +41,7 @@ IMPORTED = (  # by the commands, the gateway, trainings and evaluations; all els
     "serve.gateway.command",
     "train.methods.sft",
 )
+FULL = "the disk is full; free some gigabytes and run `make setup` again"
 UNREACHED = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|Max retries|ProxyError|Temporary failure in name resolution"
     r"|Connection refused|Connection reset|SSLError|Network is unreachable|50[0-9] (Server Error|Bad Gateway)",
@@ -66,7 +69,7 @@ def main(argv=None):
         mark, asked = stamp(), options.device != "auto"
         device = options.device if asked else mark.get("device") or find_device()
         asked = asked or mark.get("asked", False)
-        if mark.get("fingerprint") != fingerprint(device) or not usable(options.python):
+        if mark.get("fingerprint") != fingerprint(device) or moved(mark) or not usable(options.python):
             install(device, options.python, asked)
         elif asked:
             leave_stamp(device, asked, mark["fingerprint"])
@@ -77,6 +80,9 @@ def main(argv=None):
             )
     except SetupError as error:
         print("setup: " + str(error), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print("setup: %s" % unwritten(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("setup: interrupted; run it again to go on", file=sys.stderr)
@@ -114,10 +120,23 @@ def stamp():
     return mark if isinstance(mark, dict) else {}
 
 
+def moved(mark):
+    """Whether the environment was made for a checkout in another place."""
+    return mark.get("root", PLACE) != PLACE
+
+
 def leave_stamp(device, asked, mark=None):
-    """Say what the environment is for, and with a fingerprint, that it is complete."""
+    """Say what the environment is for and where, and with a fingerprint, that it is complete."""
     with open(STAMP, "w") as file:
-        json.dump({"fingerprint": mark, "device": device, "asked": asked}, file)
+        json.dump({"fingerprint": mark, "device": device, "asked": asked, "root": PLACE}, file)
+
+
+def unwritten(error):
+    """What to tell where the operating system lets nothing be written."""
+    if error.errno == errno.ENOSPC:
+        return FULL
+    way_out = "give yourself the right to write there, or use a checkout of your own"
+    return "%s: %s; %s" % (error.filename or ROOT, error.strerror or error, way_out)
 
 
 def install(device, python, asked):
@@ -128,7 +147,7 @@ def install(device, python, asked):
         + ("an NVIDIA GPU" if device == "gpu" else "the CPU")
         + " (log: .venv/tenon-setup.log)"
     )
-    anew = stamp().get("device", device) != device
+    anew = stamp().get("device", device) != device or moved(stamp())
     with Step("Python"):
         check_room(device, anew)
         make_venv(python, anew)
@@ -198,6 +217,8 @@ def make_venv(asked, anew):
     if usable(asked) and not anew:
         return
     python = find_python(asked)
+    if not os.access(ROOT, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), ROOT)
     discard()
     done = subprocess.run(
         [python, "-m", "venv", VENV], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -342,7 +363,7 @@ def run_logged(arguments, environment=None):
         text = log.read()
     errors = [line for line in text.splitlines() if line.startswith("ERROR")]
     if "No space left on device" in text:
-        raise DiskFull("the disk is full; free some gigabytes and run `make setup` again")
+        raise DiskFull(FULL)
     if UNREACHED.search(text):
         raise SetupError(
             "the package registry does not answer; check the network, or pip's index settings"

