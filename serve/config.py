@@ -147,7 +147,11 @@ class Settings(Home):
     def _folder_is_absolute(cls, value: str) -> str:
         # What is stored must mean the same to a command that runs in another folder.
         folder = Path(value).expanduser()
-        return str(folder.absolute()) if os.sep in value and folder.is_dir() else value
+        return (
+            str(folder.absolute())
+            if value != cls.model_fields["model"].default and folder.is_dir()
+            else value
+        )
 
     @field_validator("database_url")
     @classmethod

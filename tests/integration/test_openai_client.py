@@ -109,6 +109,9 @@ def test_stop_ends_the_answer_before_the_stop_text(client: openai.OpenAI, model:
 
 
 def test_completions(client: openai.OpenAI, model: str) -> None:
+    scored = client.completions.create(model=model, prompt="Hello there", max_tokens=0, echo=True, logprobs=1)
+    assert scored.choices[0].text == "Hello there"
+    assert len(scored.choices[0].logprobs.token_logprobs) == scored.usage.prompt_tokens
     answer = client.completions.create(model=model, prompt="Hello", max_tokens=5, temperature=0)
     assert answer.model == "client@v1"
     assert answer.choices[0].text

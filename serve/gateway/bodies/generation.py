@@ -42,7 +42,6 @@ class GenerationBody(Named, CommonSampling, total=False):
 
     preset: str | None
     n: Count
-    max_tokens: TokenLimit
     min_tokens: Tokens | None
     stream: Flag
     stream_options: StreamOptions | None
@@ -72,6 +71,7 @@ class ChatBody(GenerationBody, total=False):
     """``POST /v1/chat/completions``."""
 
     messages: Required[Messages]
+    max_tokens: TokenLimit
     max_completion_tokens: TokenLimit
     logprobs: Flag
     top_logprobs: TopCount
@@ -96,6 +96,8 @@ class CompletionBody(GenerationBody, total=False):
     """``POST /v1/completions``."""
 
     prompt: Required[Prompt]
+    # None at all where the prompt alone is echoed, with its log-probabilities.
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None
     best_of: Count
     logprobs: TopCount
     echo: Flag

@@ -104,6 +104,15 @@ def test_bad_chats_name_the_field(field: str, value: Any, param: str) -> None:
     assert caught.value.message.startswith(param)
 
 
+def test_a_completion_may_be_its_prompt_alone_but_a_chat_has_an_answer() -> None:
+    asked = {"model": "m", "prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 1}
+    assert check_request(asked, "completion")["max_tokens"] == 0
+    with pytest.raises(BadRequest, match="max_tokens"):
+        check_request({**CHAT, "max_tokens": 0}, "chat")
+    with pytest.raises(BadRequest, match="max_tokens"):
+        check_request({**asked, "max_tokens": -1}, "completion")
+
+
 def test_missing_fields_are_named() -> None:
     for endpoint, field in (("chat", "messages"), ("completion", "prompt")):
         with pytest.raises(BadRequest, match="required") as caught:
