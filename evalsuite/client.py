@@ -76,7 +76,7 @@ async def ask_all(
     timeout = aiohttp.ClientTimeout(total=asking.timeout)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, headers=headers, connector=connector) as session:
-        asker = _Asker(session, url.rstrip("/") + "/v1/chat/completions", len(models), asking)
+        asker = _Asker(session, url.rstrip("/") + "/v1/chat/completions", len(set(models)), asking)
 
         async def worker() -> None:
             for question, arm in work:
