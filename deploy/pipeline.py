@@ -15,7 +15,7 @@ from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, wanted
 from deploy.status import Status, processes
 from serve.config import Settings
-from serve.errors import AlreadyUp, DataError, InputError
+from serve.errors import AlreadyUp, DataError, InputError, StorageError
 from serve.gateway.policy import SamplingPolicy
 from serve.names import check_adapter_name
 from serve.registry import Lineage, Registry, Version
@@ -191,7 +191,7 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
                 if judgement.decision.allowed:
                     deploy(settings, registry, version, force=force)
         except BaseException:
-            if ours and not registry.wanted():  # else somebody evaluates on it by now
+            if ours and not in_use(registry):
                 stack.down(settings.home)
             raise
         alias = registry.alias(version.ref.name)
@@ -224,6 +224,14 @@ def check_before(settings: Settings) -> None:
     now = processes(settings.home)
     if now.gateway.pid is None:
         stack.check_gateway(settings)
+
+
+def in_use(registry: Registry) -> bool:
+    """Whether another command needs the stack by now; not, where nobody can tell."""
+    try:
+        return bool(registry.wanted())
+    except StorageError:
+        return False
 
 
 def ensure_up(settings: Settings, say: Callable[[str], None]) -> tuple[Status, bool]:
