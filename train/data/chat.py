@@ -15,7 +15,6 @@ TOOL_CALL = "whose answer is a tool call, which is not scored yet"
 NOT_TOOLS = "with tools that are not a list of functions with names"
 NOT_CALLS = "with tool calls that are not a list of functions with names"
 UNKNOWN_ROLE = "with a role that is none of system, developer, user, assistant, tool"
-OFFERED, CALLED = ("name", "description", "parameters", "strict"), ("name", "arguments")
 NOT_TEXT_PART = "with content that is not text, such as an image"
 
 _ROLES = {
@@ -78,11 +77,34 @@ def tools(value: object, functions: object, cleaner: Cleaner) -> list[Any] | Non
         value = _from_json(value, NOT_TOOLS)
     if value is None:
         value = functions if isinstance(functions, list) else None
-    return _functions(value, OFFERED, NOT_TOOLS, cleaner) if value else None
+    if not value:
+        return None
+    offered = [function for _, function in _functions(value, NOT_TOOLS, cleaner)]
+    # With the keys, also where there is nothing in them, that the engine's template is given.
+    return [
+        {
+            "type": "function",
+            "function": {key: function.get(key) for key in ("name", "description", "parameters")}
+            | ({"strict": function["strict"]} if "strict" in function else {}),
+        }
+        for function in offered
+    ]
 
 
-def _functions(value: object, keys: Sequence[str], reason: str, cleaner: Cleaner) -> list[Any]:
-    """Tools or calls as a request can have them, so that training sees what is asked later: bare ones are wrapped."""
+def _calls(value: object, cleaner: Cleaner) -> list[Any]:
+    """The calls of a message as a request has them."""
+    calls = []
+    for item, function in _functions(value, NOT_CALLS, cleaner):
+        named = {"id": text} if (text := cleaner.text(item.get("id"))) else {}
+        kept = {key: function[key] for key in ("name", "arguments") if key in function}
+        calls.append({**named, "type": "function", "function": kept})
+    return calls
+
+
+def _functions(
+    value: object, reason: str, cleaner: Cleaner
+) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """Tools or calls, each with its function, which many data sets give without the wrapper that requests have."""
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise Unusable(reason)
     functions = []
@@ -90,10 +112,7 @@ def _functions(value: object, keys: Sequence[str], reason: str, cleaner: Cleaner
         function = item.get("function") or item
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Unusable(reason)
-        wrapped = {"type": "function", "function": {key: function[key] for key in keys if key in function}}
-        if text := cleaner.text(item.get("id")):
-            wrapped = {"id": text, **wrapped}
-        functions.append(cleaner.value(wrapped))
+        functions.append((item, cleaner.value(function)))
     return functions
 
 
@@ -155,7 +174,7 @@ def _message(item: Mapping[str, Any], cleaner: Cleaner) -> Message:
         if text := cleaner.text(item.get(name)):
             message[name] = text
     if calls := item.get("tool_calls"):
-        message["tool_calls"] = _functions(calls, CALLED, NOT_CALLS, cleaner)
+        message["tool_calls"] = _calls(calls, cleaner)
     return message
 
 

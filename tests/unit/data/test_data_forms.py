@@ -54,6 +54,7 @@ def assistant(text: str, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text, **more}
 
 
+BARE = {"type": "function", "function": {"name": "f", "description": None, "parameters": None}}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -133,14 +134,14 @@ def test_chat_keeps_tool_messages_and_tools() -> None:
     calls = example.prompt[1]["tool_calls"]
     assert calls == [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
     assert example.prompt[2] == {"role": "tool", "content": "", "tool_call_id": "c1"}
-    assert example.tools == [tool]
-    assert one({"messages": turns, "functions": [{"name": "f"}]}).tools == [
-        {"type": "function", "function": {"name": "f"}}
+    assert example.tools == [
+        {"type": "function", "function": {"name": "f", "description": None, "parameters": {}}}
     ]
+    assert one({"messages": turns, "functions": [{"name": "f"}]}).tools == [BARE]
 
 
 def test_bare_tools_and_calls_become_what_a_request_can_have() -> None:
-    tool = {"name": "f", "description": "d", "parameters": {"type": "object"}, "returns": "x"}
+    tool = {"name": "f", "description": "d", "parameters": {"type": "object"}, "returns": "x", "strict": True}
     call = {"id": 7, "name": "f", "arguments": {"a": 1}, "function": None}
     turns = [
         user("go"),
@@ -149,7 +150,7 @@ def test_bare_tools_and_calls_become_what_a_request_can_have() -> None:
         assistant("done"),
     ]
     example = one({"messages": turns, "tools": [tool]})
-    kept = {key: tool[key] for key in ("name", "description", "parameters")}
+    kept = {key: tool[key] for key in ("name", "description", "parameters", "strict")}
     assert example.tools == [{"type": "function", "function": kept}]
     assert example.prompt[1]["tool_calls"] == [
         {"id": "7", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
@@ -166,7 +167,7 @@ def test_chat_keeps_names_as_text_and_numbers_finite() -> None:
     example = one({"messages": turns, "tools": [tool]})
     assert example.prompt[0]["name"] == "7"
     assert example.prompt[1]["tool_call_id"] == "3"
-    assert example.tools == [{"type": "function", "function": {"name": "f"}}]
+    assert example.tools == [BARE]
 
 
 def test_a_system_field_beside_the_conversation_is_kept_unless_that_has_its_own() -> None:
