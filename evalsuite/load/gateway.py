@@ -37,6 +37,7 @@ EVENTS = 100
 PAUSE = 0.02
 """Seconds between the events of one stream: 50 tokens per second."""
 WARM = 1.0
+PATIENCE = 10.0
 STREAM_SHARE = 0.4
 """How much of its core a proxy may be busy with while events are counted that come alone."""
 MOST_STREAMS = 200
@@ -112,11 +113,15 @@ class Measured:
 
 
 async def watch(load: AbstractAsyncContextManager[Tally], pid: int, seconds: float) -> Window:
-    """Let a load run warm, then count for ``seconds``."""
+    """Let a load run warm, then count for ``seconds``, and on until there is something to divide, a while at most."""
     async with load as tally:
         await asyncio.sleep(min(WARM, seconds))
         before, cpu, began = (tally.answers, tally.events), cpu_seconds(pid), time.perf_counter()
         await asyncio.sleep(seconds)
+        while sum(before) == tally.answers + tally.events or cpu_seconds(pid) == cpu:
+            if time.perf_counter() - began > seconds + PATIENCE:
+                break
+            await asyncio.sleep(0.05)
         spent, lasted = cpu_seconds(pid) - cpu, time.perf_counter() - began
         return Window(tally.answers - before[0], tally.events - before[1], tally.failures, lasted, spent)
 
