@@ -163,6 +163,11 @@ class Registry(Accounts, Fleet):
                 f"not {version.digest[:12]}…",
                 "register the adapter again from its source, which restores them; find out what changed them",
             )
+        if strangers := self._store.strangers(version.digest):
+            raise StorageError(
+                f"{version.path} holds what was never registered: {', '.join(strangers[:3])}",
+                "find out what put it there, and delete it",
+            )
         return version.facts
 
     def remove(self, ref: AnyRef) -> None:

@@ -80,6 +80,11 @@ class Store:
                 "restore the folder from a backup, or register the adapter again",
             ) from error
 
+    def strangers(self, digest: str) -> list[str]:
+        """What lies in the folder of ``digest`` beside its two files; raises StorageError."""
+        with disk_errors(self.root):
+            return sorted(path.name for path in self.path(digest).iterdir() if path.name not in FILES)
+
     def discard(self, digest: str) -> None:
         """Remove the files of ``digest``; call it with the registry's write lock held. Missing files are fine."""
         target = self.path(digest)

@@ -206,3 +206,14 @@ def test_threads_share_one_registry(registry: Registry, base: BaseIdentity, tmp_
     for thread in threads:
         thread.join()
     assert sorted(numbers) == list(range(1, 9))
+
+
+def test_what_was_never_registered_is_found_beside_the_files(
+    registry: Registry, base: BaseIdentity, tmp_path: Path
+) -> None:
+    version = registry.version(register(registry, base, tmp_path / "a"))
+    assert registry.verify(version.ref) == version.facts
+    version.path.chmod(0o755)
+    (version.path / "evil.py").write_text("raise SystemExit")
+    with pytest.raises(StorageError, match=r"holds what was never registered: evil\.py"):
+        registry.verify(version.ref)
