@@ -105,6 +105,10 @@ def train_and_register(
     with step("register") as current:
         version = register(settings, recipe, registry, prepared, base, result)
         current.result = f"{version.ref}, {version.facts.bytes / 2**20:.1f} MiB, digest {version.digest[:12]}"
+    if version.facts.all_zero:
+        note("all its weights are zero, so it answers exactly as the base: train more steps", "yellow")
+    for text in version.facts.warnings:
+        note(text, "yellow")
     return version
 
 

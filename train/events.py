@@ -12,7 +12,8 @@ class TrainEvent:
     """One thing that happened in a run; fields that do not belong to ``event`` are None.
 
     ``loss`` is the mean negative log-likelihood of a supervised token in nats, ``perplexity`` its exponential,
-    ``token_accuracy`` the share of supervised tokens that were the likeliest (teacher forcing). ``best`` says
+    ``token_accuracy`` the share of supervised tokens that were the likeliest (teacher forcing; of a step, the mean of
+    its batches' shares). ``best`` says
     of an eval that its loss is the lowest so far. ``message``, ``hint`` and ``code`` belong to notices and errors.
     """
 

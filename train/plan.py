@@ -19,6 +19,7 @@ LEARNING_RATES = ((10_000_000, 5e-3), (100_000_000, 3e-3), (math.inf, 2e-4))
 CHECKPOINTED_BASE = 1_000_000_000
 # Of five answers that differ, an exact McNemar test makes p = 0.0625 at best; of six, 0.031.
 FEWEST_TEST_ROWS = 6
+ROUTERS = ("gate", "router", "shared_expert_gate")
 # Layers that hold weights of two dimensions but are no linear layers, or may not get an update.
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "rotary")
 
@@ -151,11 +152,22 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
 
 
 def _linear(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    experts = _expert_layers(shapes)
     return {
         name: shape
         for name, shape in shapes.items()
-        if len(shape) == 2 and name.endswith(".weight") and not any(word in name for word in NOT_LINEAR)
+        if len(shape) == 2
+        and name.endswith(".weight")
+        and not any(word in name for word in NOT_LINEAR)
+        and _layer(name) not in experts
     }
+
+
+def _expert_layers(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """The names of layers in experts, and of their routers: PEFT adapts those as raw parameters, no engine does."""
+    if not any(".experts." in name for name in shapes):
+        return frozenset()
+    return frozenset(ROUTERS) | {_layer(name) for name in shapes if ".experts." in name}
 
 
 def _layer(name: str) -> str:
@@ -182,7 +194,10 @@ def _target_problems(
     recipe: Recipe, linear: Mapping[str, tuple[int, ...]], base: str
 ) -> Iterator[tuple[str, str]]:
     layers = _layers(linear)
-    if not layers:
+    if any(name.endswith("c_attn.weight") and shape[1] == 3 * shape[0] for name, shape in linear.items()):
+        # GPT-2's layers, whose weights are the other way round.
+        yield f"the layers of {base} are Conv1D, of which no engine adapts any", "choose another base"
+    elif not layers:
         yield f"{base} has no linear layers that an adapter could update", "choose another base"
     elif recipe.lora.target_modules != "all-linear":
         problems = []
@@ -209,6 +224,8 @@ def _targets(recipe: Recipe, linear: Mapping[str, tuple[int, ...]]) -> tuple[str
 
 def _warnings(plan: Plan, recipe: Recipe, base: Base, narrowest: int) -> Iterator[str]:
     train = recipe.train
+    if _expert_layers(base.shapes):
+        yield f"the experts of {base.name} get no update, as no engine adapts them; its other layers do"
     if train.max_length > base.max_length and "max_length" in train.model_fields_set:
         yield f"train.max_length is cut to {base.max_length:,}, the longest that {base.name} can read"
     if plan.validation_rows == 0:

@@ -131,6 +131,10 @@ def test_two_bases_three_engines_and_a_canary(home: Path, launch: Launch, tmp_pa
     assert "not asked, as it cannot answer: moved@v1" in done.stderr
     with Registry.of(settings) as registry:
         assert registry.evaluations("moved@v2")[-1].result["gate"]["silent"] == "moved@v1"
+        done = tenon(home, "eval", "moved@v2", "--data", str(questions), "--limit", "8", "--json")
+        assert (done.returncode, len(json.loads(done.stdout)["questions"])) == (3, 8)
+        evidence = [each.result["gate"]["evidence"] for each in registry.evaluations("moved@v2")]
+        assert evidence == [True, False]
 
     doomed.kill()
     replies = [ask(url, "support", f"talk {number}") for number in range(30)]

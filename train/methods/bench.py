@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from serve.errors import TenonError
 from serve.registry.base import identify_base
@@ -26,6 +25,7 @@ from train.launch import write_job
 from train.methods import sft
 from train.methods.checkpoints import Progress
 from train.methods.shared_starts import Batch
+from train.methods.tokens import load_tokenizer
 from train.methods.trainer import AdapterTrainer
 from train.plan import make_plan
 from train.recipe import Recipe
@@ -39,7 +39,7 @@ def make_trainers(recipe: Recipe, folder: Path) -> dict[str, AdapterTrainer]:
     prepared = prepare(recipe.data, folder / "data")
     run = runs.create(folder, recipe.name, "bench")
     job = json.loads(json.dumps(write_job(run, recipe, prepared, base, make_plan(recipe, prepared, base))))
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer = load_tokenizer(base.path)
     splits = sft.read_splits(job, tokenizer, lambda event: None)
     return {
         way: sft.make_trainer(run, job, tokenizer, splits, Progress(), Interruption(), share=way == "shared")

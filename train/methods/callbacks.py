@@ -1,5 +1,6 @@
 """What happens after each step: when to validate, save and stop, and what is told and written down."""
 
+import contextlib
 import json
 import math
 import os
@@ -126,7 +127,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Keep the lines up to ``resume_step`` of an earlier launch: the steps after it are trained again."""
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resume_step]
+        kept = [line for line, step in _lines(path) if step <= resume_step]
         scratch = path.with_name(f".{path.name}")
         with scratch.open("w", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in kept))
@@ -141,12 +142,18 @@ class MetricsFile:
             self._file.write(event.to_json() + "\n")
             self._file.flush()
 
+    def close(self) -> None:
+        """Write no more."""
+        self._file.close()
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of ``path``: a killed worker may have left half of one."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line.endswith("}")]
+
+def _lines(path: Path) -> list[tuple[str, int]]:
+    """The lines of ``path`` that are whole, each with its step: a killed worker may have left half of one."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            found.append((line, int(json.loads(line)["step"])))
+    return found
 
 
 def _check_finite(loss: float, step: int, what: str) -> None:

@@ -10,7 +10,7 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from serve.errors import BaseModelError, DataError
@@ -19,7 +19,7 @@ from train.interruption import Interruption
 from train.methods.callbacks import Emit, MetricsFile, Reporter, Schedule
 from train.methods.checkpoints import Progress, clear_partial, export, read_progress
 from train.methods.head import add_compact_head
-from train.methods.tokens import TokenRows, stop_tokens, tokenize
+from train.methods.tokens import TokenRows, load_tokenizer, stop_tokens, tokenize
 from train.methods.trainer import AdapterTrainer
 from train.methods.tree_attention import PRODUCTS_UP_TO, share_starts
 from train.plan import epochs, eval_every, total_steps
@@ -69,7 +69,7 @@ def _train(
     interruption: Interruption,
 ) -> None:
     emit(TrainEvent(event="phase", message="reading rows"))
-    tokenizer = AutoTokenizer.from_pretrained(job["base"]["path"])
+    tokenizer = load_tokenizer(Path(job["base"]["path"]))
     splits = read_splits(job, tokenizer, emit)
     emit(TrainEvent(event="phase", message="loading the base"))
     metrics = MetricsFile(run.metrics, resumed_from or 0)
@@ -215,15 +215,26 @@ def _arguments(run: Run, recipe: Recipe, plan: Mapping[str, Any], passes: float,
 def _model(folder: Path, bf16: bool, longest: int) -> Any:
     eager = bf16 and not torch.cuda.is_available() and longest <= PRODUCTS_UP_TO
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.bfloat16 if bf16 else torch.float32,
             attn_implementation="eager" if eager else "sdpa",
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{folder} cannot be loaded: {error}", "give a folder in hub format") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        words = " ".join(str(error).split())[:500]
+        raise BaseModelError(f"{folder} cannot be loaded: {words}", "give a folder in hub format") from error
+    if missing := sorted(found["missing_keys"]):
+        # They would be made up at random, and the engine would refuse what is trained on them.
+        raise BaseModelError(
+            f"{folder} lacks weights: {', '.join(missing[:3])}{' …' if missing[3:] else ''}",
+            "fetch the base anew",
+        )
+    return model
 
 
 def _dataset(rows: TokenRows) -> datasets.Dataset:

@@ -4,11 +4,13 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from jinja2 import TemplateError, TemplateSyntaxError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from serve.errors import BaseModelError, DataError
 
@@ -54,31 +56,59 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, json.loads(line)
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, with a token to pad with; raises BaseModelError."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the files are the user's, and each library below has errors of its own
+        raise BaseModelError(
+            f"the tokenizer in {folder} cannot be loaded: {_words(error)}",
+            "save it again with save_pretrained, or fetch the base anew",
+        ) from error
+    if not tokenizer.chat_template:
+        raise BaseModelError("the base has no chat template", "add chat_template.jinja to its folder")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise BaseModelError(
+                f"the tokenizer in {folder} names no token that ends a text, and none to pad with",
+                "set eos_token in tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[int]:
-    """Ids that end a generation: the tokenizer's and those of generation_config.json."""
-    stops = {tokenizer.eos_token_id}
-    file = folder / "generation_config.json"
-    if file.exists():
-        value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-        stops |= set(value) if isinstance(value, list) else {value}
+    """Ids that end a generation, as vLLM has them: the tokenizer's, and of generation_config.json, else config.json."""
+    names = ("generation_config.json", "config.json")
+    file = next((folder / name for name in names if (folder / name).exists()), None)
+    value = None
+    if file is not None:
+        try:
+            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise BaseModelError(f"{file} cannot be read: {_words(error)}", "fetch the base anew") from error
+    stops = {tokenizer.eos_token_id, *(value if isinstance(value, list) else [value])}
     return stops - {None}
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], max_length: int) -> TokenRows:
     """Tokenise a split of conversational prompt–completion rows by the base's own chat template.
 
-    The supervised tokens are those of prompt and completion after the longest start that they share with the
-    prompt alone, as in TRL, and hold a stop token, so that the adapter learns to end its answer. Rows with more
-    than ``max_length`` tokens are left out, never cut. Raises DataError where a row has nothing to learn from.
+    A row begins with the tokens of its prompt, exactly as a request would have them; those after it are supervised, and
+    hold a stop token, so that the adapter learns to end its answer. Rows with more than ``max_length`` tokens are
+    left out, never cut. Raises DataError where a row has nothing to learn from or is none that the template takes, and
+    BaseModelError where the template is not one to learn by.
     """
     name = path.name
-    if not tokenizer.chat_template:
-        raise BaseModelError("the base has no chat template", "add chat_template.jinja to its folder")
     rows = TokenRows([], [], [])
     silent: list[tuple[int, str]] = []
     unending: list[tuple[int, str]] = []
-    for number, row, start, whole in _encoded(read_rows(path), tokenizer):
-        shared = _shared(start, whole)
+    for number, row, start, whole in _encoded(name, read_rows(path), tokenizer):
+        shared = len(start)
         labels = [IGNORED] * shared + whole[shared:]
         says_something = any(
             str(m.get("content") or "").strip() or m.get("tool_calls") for m in row["completion"]
@@ -117,19 +147,74 @@ def _some(rows: Sequence[tuple[int, str]]) -> str:
 
 
 def _encoded(
-    rows: Iterator[tuple[int, Mapping[str, Any]]], tokenizer: PreTrainedTokenizerBase
+    name: str, rows: Iterator[tuple[int, Mapping[str, Any]]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[int, Mapping[str, Any], list[int], list[int]]]:
-    """Number and row, the tokens of its prompt, and those of prompt and completion."""
+    """Number and row, the tokens of its prompt, and those of prompt and completion, which begin with them."""
+    ending = Ending(tokenizer)
     while some := list(islice(rows, AT_ONCE)):
-        starts = [
-            _render(tokenizer, row["prompt"], row.get("tools"), add_generation_prompt=True) for _, row in some
-        ]
-        wholes = [
-            _render(tokenizer, [*row["prompt"], *row["completion"]], row.get("tools")) for _, row in some
-        ]
-        ids = tokenizer([*starts, *wholes], add_special_tokens=False)["input_ids"]
-        for (number, row), start, whole in zip(some, ids[: len(some)], ids[len(some) :], strict=True):
+        texts = [_texts(name, number, row, tokenizer, ending) for number, row in some]
+        flat = [text for pair in texts for text in pair]
+        ids = tokenizer(flat, add_special_tokens=False)["input_ids"]
+        for place, (number, row) in enumerate(some):
+            start, whole = ids[2 * place], ids[2 * place + 1]
+            if whole[: len(start)] != start:
+                # Together, the last letters of the prompt and the first of the answer make one token. They never meet
+                # when a request is answered.
+                prompt, text = texts[place]
+                rest = text[len(prompt) :]
+                whole = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
             yield number, row, start, whole
+
+
+def _texts(
+    name: str, number: int, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, ending: "Ending"
+) -> tuple[str, str]:
+    """The prompt as a request has it, and the same with the answer after it."""
+    try:
+        prompt = _render(tokenizer, row["prompt"], row.get("tools"), add_generation_prompt=True)
+        whole = _render(tokenizer, [*row["prompt"], *row["completion"]], row.get("tools"))
+    except TemplateSyntaxError as error:
+        raise BaseModelError(f"the base's chat template is broken: {error}", "fetch the base anew") from error
+    except TemplateError as error:
+        raise DataError(
+            f"{name}: row {number} (id {row.get('id', '?')}) is none that the base's chat template takes: {error}",
+            "change the row's roles; a template without a place for a system message wants data.system: ''",
+        ) from error
+    if whole.startswith(prompt):
+        return prompt, whole
+    answer = ending.of(str(row["completion"][0].get("content") or ""))
+    if answer is None:
+        raise BaseModelError(
+            f"{name}: row {number} (id {row.get('id', '?')}): the base's chat template writes a prompt otherwise "
+            "once an answer follows it, so that what is trained would not be what is asked",
+            "give the base a chat_template.jinja whose conversations begin with their prompts, or choose another base",
+        )
+    return prompt, prompt + answer
+
+
+class Ending:
+    """What a template makes of an answer after its prompt, learnt from a conversation of one question.
+
+    For templates that write a system message into the last turn: it is gone from there when an answer follows.
+    """
+
+    MARK = "an answer to be found again"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def of(self, answer: str) -> str | None:
+        """The text after the prompt, None where not even that conversation begins with its prompt."""
+        before, mark, after = self._pattern.partition(self.MARK)
+        return f"{before}{answer}{after}" if mark else None
+
+    @cached_property
+    def _pattern(self) -> str:
+        asked = [{"role": "user", "content": "x"}]
+        told = [*asked, {"role": "assistant", "content": self.MARK}]
+        prompt = _render(self._tokenizer, asked, None, add_generation_prompt=True)
+        whole = _render(self._tokenizer, told, None)
+        return whole[len(prompt) :] if whole.startswith(prompt) else ""
 
 
 def _render(
@@ -140,11 +225,3 @@ def _render(
     return str(
         tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, enable_thinking=False, **options)
     )
-
-
-def _shared(start: Sequence[int], whole: Sequence[int]) -> int:
-    """Length of the longest common start."""
-    for index, (one, other) in enumerate(zip(start, whole, strict=False)):
-        if one != other:
-            return index
-    return min(len(start), len(whole))

@@ -17,13 +17,16 @@ from deploy.pipeline import train_and_register
 from deploy.sampling_options import assignments
 from deploy.snippets import curl_snippet, python_snippet
 from deploy.stack_file import read_stack, write_stack
+from evalsuite.load.adapters import write_adapter
 from serve.config import Home, Settings
 from serve.errors import ConfigError, DataError, InputError, RecipeError
 from serve.gateway.policy import SamplingPolicy
 from serve.names import parse_version
 from serve.registry import Alias, EvaluationRecord, Lineage, Registry, Version
+from serve.registry.base import identify_base
 from serve.registry.evidence import why_not
 from serve.registry.records import AdapterFacts
+from train.launch import TrainResult
 from train.recipe import Recipe
 
 NOW = datetime.now(UTC)
@@ -236,6 +239,19 @@ def test_an_adapter_is_not_called_as_its_base_which_is_said_before_training(tmp_
     with Registry.of(settings) as registry, pytest.raises(InputError, match="name of the base itself"):
         train_and_register(settings, recipe, registry)
     assert not settings.runs.exists()
+
+
+def test_an_adapter_that_learnt_nothing_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings.read(home=tmp_path / "home")
+    recipe = Recipe.load(None, [f"data.train={rows_to_train_on(tmp_path)}"])
+    adapter = write_adapter(tmp_path / "adapter", identify_base(recipe.base), zero=True)
+    trained = TrainResult(tmp_path / "run", adapter, 1, None, {}, 1.0)
+    monkeypatch.setattr("deploy.pipeline.run_training", lambda *_: trained)
+    with Registry.of(settings) as registry:
+        assert train_and_register(settings, recipe, registry).facts.all_zero
+    assert "all its weights are zero" in capsys.readouterr().out
 
 
 def test_what_runs_is_found_whatever_else_is_set_wrongly(

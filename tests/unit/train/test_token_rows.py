@@ -6,8 +6,8 @@ import pytest
 from small_base import TEMPLATE, make_row, write_base
 from transformers import AutoTokenizer
 
-from serve.errors import BaseModelError, DataError
-from train.methods.tokens import IGNORED, TokenRows, stop_tokens, tokenize
+from serve.errors import BaseModelError, DataError, TenonError
+from train.methods.tokens import IGNORED, TokenRows, load_tokenizer, stop_tokens, tokenize
 
 
 def tokenized(
@@ -68,6 +68,115 @@ def test_a_template_that_does_not_end_the_answer_is_found_out(tmp_path: Path) ->
     endless = TEMPLATE.replace("{{ m.content }}<|im_end|>", "{{ m.content }}")
     with pytest.raises(BaseModelError, match=r"row 1 \(id 000000000000\) has no stop token"):
         tokenized(tmp_path, [make_row(0)], template=endless)
+
+
+MISTRAL = (
+    "{% set own = messages[0].role == 'system' %}{% set rest = messages[1:] if own else messages %}"
+    "{% for m in rest %}{% if m.role == 'user' %}[INST] "
+    "{% if loop.last and own %}{{ messages[0].content + '\n' }}{% endif %}{{ m.content }}[/INST]"
+    "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+THINKING = TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+
+
+def words(tokenizer: AutoTokenizer, ids: list[int]) -> str:
+    return " ".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_a_row_begins_as_its_request_does_also_where_the_template_moves_the_system_message(
+    tmp_path: Path,
+) -> None:
+    made = [make_row(number) for number in range(3)]
+    rows, tokenizer = tokenized(tmp_path, made, template=MISTRAL)
+    for row, ids, labels in zip(made, rows.ids, rows.labels, strict=True):
+        prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        assert "classify" in prompt
+        asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert ids[: len(asked)] == asked
+        assert labels[: len(asked)] == [IGNORED] * len(asked)
+        supervised = [label for label in labels if label != IGNORED]
+        assert words(tokenizer, supervised) == f"{row['completion'][0]['content']} <|im_end|>"
+        assert ids[len(asked) :] == supervised
+
+
+def test_a_template_whose_prompts_no_answer_can_follow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"row 1 \(id 000000000000\): .* would not be what is asked"):
+        tokenized(tmp_path, [make_row(0)], template=THINKING)
+
+
+def test_letters_of_prompt_and_answer_never_meet_in_a_token(tmp_path: Path) -> None:
+    # The prompt ends amid what is one word when it is followed by the answer at once.
+    glued = TEMPLATE.replace("assistant\n{% endif", "assistant\nhel{% endif").replace(
+        "{{ m.role }}\n", "{{ m.role }}\n{% if m.role == 'assistant' %}hel{% endif %}"
+    )
+    rows, tokenizer = tokenized(tmp_path, [make_row(0, answer="p")], template=glued)
+    asked = [label == IGNORED for label in rows.labels[0]]
+    prompt = tokenizer.apply_chat_template(make_row(0)["prompt"], tokenize=False, add_generation_prompt=True)
+    assert rows.ids[0][: sum(asked)] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert asked == sorted(asked, reverse=True)
+    assert words(tokenizer, rows.ids[0][sum(asked) :]) == "<unk> <|im_end|> \n"
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "said"),
+    [
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+            + TEMPLATE,
+            DataError,
+            r"train\.jsonl: row 1 \(id 000000000000\) is none that .* takes: No system role",
+        ),
+        ("{% for %}", BaseModelError, "chat template is broken"),
+    ],
+)
+def test_what_a_template_refuses_is_named(
+    tmp_path: Path, template: str, error: type[TenonError], said: str
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        tokenized(tmp_path, [make_row(0)], template=template)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer.json", "{", "the tokenizer in .* cannot be loaded"),
+        ("tokenizer_config.json", "{", "the tokenizer in .* cannot be loaded"),
+        ("tokenizer_config.json", '{"tokenizer_class": "TokenizersBackend"}', "none to pad with"),
+        ("chat_template.jinja", "", "has no chat template"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_named(tmp_path: Path, file: str, content: str, said: str) -> None:
+    folder = write_base(tmp_path / "base")
+    (folder / file).write_text(content)
+    with pytest.raises(BaseModelError, match=said) as caught:
+        load_tokenizer(folder)
+    assert caught.value.hint
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    del content["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    assert load_tokenizer(folder).pad_token == "<|im_end|>"
+
+
+def test_stop_tokens_are_those_that_the_engine_takes(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    tokenizer = load_tokenizer(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    assert stop_tokens(tokenizer, folder) == {2, 7, 8}
+    (folder / "generation_config.json").write_text("{}")
+    assert stop_tokens(tokenizer, folder) == {2}
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 9}))
+    assert stop_tokens(tokenizer, folder) == {2, 9}
+    for broken in ("{", "[]"):
+        (folder / "generation_config.json").write_text(broken)
+        with pytest.raises(BaseModelError, match=r"generation_config\.json cannot be read"):
+            stop_tokens(tokenizer, folder)
 
 
 def test_rows_that_are_too_long_are_left_out_whole_and_named(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -97,6 +98,24 @@ def test_rank_and_layers_are_checked_at_once() -> None:
         )
     assert "set lora.rank to 16" in caught.value.hint
     assert "q_proj" in caught.value.hint
+
+
+def test_experts_and_routers_get_no_update_which_is_said() -> None:
+    layer = "model.layers.0.mlp"
+    experts = {f"{layer}.experts.{number}.up_proj.weight": (24, 8) for number in range(2)}
+    more = {**experts, f"{layer}.gate.weight": (2, 8), f"{layer}.shared_expert.up_proj.weight": (24, 8)}
+    moe = dataclasses.replace(BASE, shapes={**BASE.shapes, **more})
+    plan = make_plan(Recipe.load(), rows(100), moe)
+    assert plan.target_modules == ("q_proj",)
+    assert any("experts of small get no update" in warning for warning in plan.warnings)
+    with pytest.raises(RecipeError, match="small has no layer gate"):
+        make_plan(Recipe.load(None, ["lora.target_modules=[gate]"]), rows(100), moe)
+
+
+def test_layers_that_no_engine_adapts_are_refused_before_training() -> None:
+    shapes = {"transformer.h.0.attn.c_attn.weight": (64, 192), "transformer.wte.weight": (100, 64)}
+    with pytest.raises(RecipeError, match="Conv1D"):
+        make_plan(Recipe.load(), rows(100), dataclasses.replace(BASE, shapes=shapes))
 
 
 def test_no_rows_is_an_error() -> None:

@@ -1,5 +1,6 @@
 """Real trainings of a base with two layers."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,18 +13,24 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from peft import PeftModel
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from small_base import Room, make_row, write_base, write_data
 from support.workers import training_workers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serve.errors import TrainingFailed
+from serve.errors import BaseModelError, TrainingFailed
 from serve.registry.base import identify_base
 from train import runs
 from train.events import TrainEvent
+from train.interruption import Interruption
 from train.launch import TrainResult, read_metrics, run_training, settle, write_job
-from train.methods.sft import read_splits
+from train.methods.callbacks import MetricsFile
+from train.methods.checkpoints import Progress
+from train.methods.sft import make_trainer, read_splits
+from train.methods.tokens import load_tokenizer, stop_tokens, tokenize
+from train.methods.trainer import LengthGroupedOrder
 from train.plan import make_plan
 from train.recipe import Recipe
 from train.runs import Run
@@ -186,6 +193,82 @@ def test_rows_that_are_too_long_are_named_and_left_out(
     (notice,) = told
     assert f"train.jsonl: 1 row has more than {length} tokens: 4 (id 000000000003, 3" in notice.message
     assert notice.hint == f"they are left out; {way_out}" + (" to keep them" if length == 64 else "")
+
+
+def test_what_a_recipe_says_reaches_the_trainer(room: Room, tmp_path: Path) -> None:
+    recipe = Recipe.load(
+        None,
+        [
+            *("lora.rank=4", "lora.alpha=6", "lora.dropout=0.25", "lora.rslora=true"),
+            *("lora.target_modules=[q_proj, up_proj]", "train.weight_decay=0.03", "train.max_grad_norm=0.7"),
+            *("train.scheduler=cosine", "train.warmup_ratio=0.2", "train.seed=11", "train.batch_size=8"),
+            *("train.gradient_accumulation=3", "train.gradient_checkpointing=true", "train.precision=bf16"),
+            *("train.learning_rate=0.002", "train.epochs=1.5"),
+        ],
+    )
+    run = runs.create(tmp_path / "runs", "some", "key")
+    job = write_job(run, recipe, room.prepared, room.base, make_plan(recipe, room.prepared, room.base))
+    tokenizer = load_tokenizer(room.base.path)
+    splits = read_splits(job, tokenizer, lambda _: None)
+    trainer = make_trainer(run, job, tokenizer, splits, Progress(), Interruption())
+    args, lora = trainer.args, trainer.model.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora) == (4, 6, 0.25, True)
+    assert set(lora.target_modules) == {"q_proj", "up_proj"}
+    assert (args.weight_decay, args.max_grad_norm, args.lr_scheduler_type) == (0.03, 0.7, "cosine")
+    assert (args.learning_rate, args.num_train_epochs, args.max_steps) == (0.002, 1.5, -1)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 3)
+    assert (args.seed, args.bf16, args.gradient_checkpointing) == (11, True, True)
+    assert args.get_warmup_steps(100) == 20
+
+
+def test_the_order_of_rows_is_that_of_seed_and_epoch() -> None:
+    lengths = [5, 9, 7, 3, 8, 6, 4, 2] * 8
+
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = LengthGroupedOrder(lengths, 4, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 0) == order(1, 0)
+    assert sorted(order(1, 0)) == list(range(64))
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+def test_validation_counts_tokens_not_batches(trained: Trained, room: Room) -> None:
+    result, _ = trained
+    tokenizer = load_tokenizer(room.base.path)
+    rows = tokenize(room.prepared.file("validation"), tokenizer, stop_tokens(tokenizer, room.base.path), 256)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(room.base.path, dtype=torch.float32), result.adapter_dir
+    ).eval()
+    loss, hits, count = 0.0, 0, 0
+    for ids, labels in zip(rows.ids, rows.labels, strict=True):
+        with torch.no_grad():
+            scores = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1].float(), -1)
+        for place, wanted in enumerate(labels[1:]):
+            if wanted != -100:
+                loss, count = loss - float(scores[place, wanted]), count + 1
+                hits += int(scores[place].argmax()) == wanted
+    assert result.metrics["validation_loss"] == pytest.approx(loss / count, rel=0.05, abs=2e-3)
+    assert result.metrics["validation_token_accuracy"] == pytest.approx(hits / count, abs=0.02)
+
+
+def test_a_base_that_lacks_weights_is_refused(room: Room, tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    base = identify_base(str(folder))
+    with pytest.raises(BaseModelError, match=r"lacks weights: model\.layers\.1\.mlp\.up_proj\.weight"):
+        run_training(Recipe.load(None, OVERRIDES), room.prepared, base, tmp_path / "runs")
+
+
+def test_lines_of_metrics_that_are_damaged_are_left_out_of_a_resumed_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "step", "step": 1}\n{"event": "st\x00}\n{"event": "step", "step": 3}\n{"ev')
+    with contextlib.closing(MetricsFile(path, 2)) as file:
+        file.write(TrainEvent(event="step", step=3))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
 
 
 def test_it_stops_early_and_keeps_the_best(room: Room, tmp_path: Path) -> None:
