@@ -14,6 +14,7 @@ NO_PROMPT = "without a message before the answer"
 TOOL_CALL = "whose answer is a tool call, which is not scored yet"
 NOT_TOOLS = "with tools that are not a list of functions with names"
 NOT_CALLS = "with tool calls that are not a list of functions with names"
+NOT_ARGUMENTS = "with a tool call whose arguments are no JSON object"
 UNKNOWN_ROLE = "with a role that is none of system, developer, user, assistant, tool"
 NOT_TEXT_PART = "with content that is not text, such as an image"
 
@@ -73,31 +74,36 @@ def conversation(messages: object, cleaner: Cleaner, system: object = None) -> t
 
 def tools(value: object, functions: object, cleaner: Cleaner) -> list[Any] | None:
     """The tools that a row offers, None without any; ``functions`` is OpenAI's older way to list them."""
-    if isinstance(value, str):
-        value = _from_json(value, NOT_TOOLS)
+    value = _parsed(value, NOT_TOOLS)
     if value is None:
         value = functions if isinstance(functions, list) else None
     if not value:
         return None
-    offered = [function for _, function in _functions(value, NOT_TOOLS, cleaner)]
     # With the keys, also where there is nothing in them, that the engine's template is given.
     return [
         {
             "type": "function",
-            "function": {key: function.get(key) for key in ("name", "description", "parameters")}
+            "function": {
+                "name": function["name"],
+                "description": function.get("description"),
+                "parameters": _parsed(_either(function, "parameters", "input_schema"), NOT_TOOLS),
+            }
             | ({"strict": function["strict"]} if "strict" in function else {}),
         }
-        for function in offered
+        for _, function in _functions(value, NOT_TOOLS, cleaner)
     ]
 
 
 def _calls(value: object, cleaner: Cleaner) -> list[Any]:
-    """The calls of a message as a request has them."""
+    """The calls of a message, their arguments as objects, as the engine's template is given them."""
     calls = []
     for item, function in _functions(value, NOT_CALLS, cleaner):
         named = {"id": text} if (text := cleaner.text(item.get("id"))) else {}
-        kept = {key: function[key] for key in ("name", "arguments") if key in function}
-        calls.append({**named, "type": "function", "function": kept})
+        arguments = _parsed(_either(function, "arguments", "parameters"), NOT_ARGUMENTS) or {}
+        if not isinstance(arguments, Mapping):
+            raise Unusable(NOT_ARGUMENTS)
+        called = {"name": function["name"], "arguments": cleaner.value(arguments)}
+        calls.append({**named, "type": "function", "function": called})
     return calls
 
 
@@ -105,15 +111,26 @@ def _functions(
     value: object, reason: str, cleaner: Cleaner
 ) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
     """Tools or calls, each with its function, which many data sets give without the wrapper that requests have."""
+    value = _parsed(value, reason)
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise Unusable(reason)
     functions = []
     for item in value:
-        function = item.get("function") or item
+        function = _parsed(item.get("function") or item, reason)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Unusable(reason)
         functions.append((item, cleaner.value(function)))
     return functions
+
+
+def _either(function: Mapping[str, Any], *names: str) -> object:
+    """What stands under the first of these names that is there."""
+    return next((function[name] for name in names if name in function), None)
+
+
+def _parsed(value: object, reason: str) -> object:
+    """What a file holds as JSON text, else the value itself."""
+    return _from_json(value, reason) if isinstance(value, str) else value
 
 
 def refused(prompt: Sequence[Message], tools: Sequence[Any] | None) -> str | None:
@@ -141,7 +158,7 @@ def _asked(message: Message) -> Message:
 
 
 def _from_json(text: str, reason: str) -> object:
-    """A list that a CSV file holds as JSON, None where there is nothing; raises for ``reason`` where it is no JSON."""
+    """What a file holds as JSON text, None where there is nothing; raises for ``reason`` where it is no JSON."""
     try:
         return json.loads(text) if text.strip() else None
     except (ValueError, RecursionError):

@@ -175,7 +175,7 @@ def _texts(
         whole = _render(tokenizer, [*row["prompt"], *row["completion"]], row.get("tools"))
     except TemplateSyntaxError as error:
         raise BaseModelError(f"the base's chat template is broken: {error}", "fetch the base anew") from error
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:
         raise DataError(
             f"{name}: row {number} (id {row.get('id', '?')}) is none that the base's chat template takes: {error}",
             "change the row's roles; a template without a place for a system message wants data.system: ''",

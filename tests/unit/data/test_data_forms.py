@@ -1,3 +1,4 @@
+import json
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -132,7 +133,7 @@ def test_chat_keeps_tool_messages_and_tools() -> None:
     ]
     example = one({"messages": turns, "tools": [tool]})
     calls = example.prompt[1]["tool_calls"]
-    assert calls == [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+    assert calls == [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
     assert example.prompt[2] == {"role": "tool", "content": "", "tool_call_id": "c1"}
     assert example.tools == [
         {"type": "function", "function": {"name": "f", "description": None, "parameters": {}}}
@@ -155,6 +156,44 @@ def test_bare_tools_and_calls_become_what_a_request_can_have() -> None:
     assert example.prompt[1]["tool_calls"] == [
         {"id": "7", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
     ]
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ({"name": "f", "parameters": {"a": 1}}, {"a": 1}),
+        ({"name": "f", "arguments": '{"a": 1}'}, {"a": 1}),
+        ({"function": '{"name": "f", "arguments": {"a": 1}}'}, {"a": 1}),
+        ({"function": {"name": "f", "arguments": ""}}, {}),
+        ({"function": {"name": "f"}}, {}),
+    ],
+)
+def test_the_arguments_of_a_call_are_an_object_as_the_engine_renders_them(
+    call: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    turns = [
+        user("go"),
+        assistant("", tool_calls=[call]),
+        {"role": "tool", "content": "3"},
+        assistant("done"),
+    ]
+    for calls in ([call], json.dumps([call])):
+        turns[1]["tool_calls"] = calls
+        assert one({"messages": turns}).prompt[1]["tool_calls"][0]["function"] == {
+            "name": "f",
+            "arguments": arguments,
+        }
+    turns[1]["tool_calls"] = [{"name": "f", "arguments": "a=1"}]
+    assert reason({"messages": turns}) == chat.NOT_ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    "schema", [{"input_schema": {"type": "object"}}, {"parameters": '{"type": "object"}'}]
+)
+def test_the_schema_of_a_tool_goes_by_several_names(schema: dict[str, Any]) -> None:
+    example = one({"messages": [user("hi"), assistant("yo")], "tools": [{"name": "f", **schema}]})
+    assert example.tools is not None
+    assert example.tools[0]["function"]["parameters"] == {"type": "object"}
 
 
 def test_chat_keeps_names_as_text_and_numbers_finite() -> None:
