@@ -19,7 +19,8 @@ LEARNING_RATES = ((10_000_000, 5e-3), (100_000_000, 3e-3), (math.inf, 2e-4))
 CHECKPOINTED_BASE = 1_000_000_000
 # Of five answers that differ, an exact McNemar test makes p = 0.0625 at best; of six, 0.031.
 FEWEST_TEST_ROWS = 6
-ROUTERS = ("gate", "router", "shared_expert_gate")
+EXPERTS = frozenset({"experts", "block_sparse_moe"})
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 # Layers that hold weights of two dimensions but are no linear layers, or may not get an update.
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "rotary")
 
@@ -118,7 +119,7 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
     parameters = sum(math.prod(shape) for shape in base.shapes.values())
     linear = _linear(base.shapes)
     rank = recipe.lora.rank
-    _check(_rank_problems(rank, max_rank), _target_problems(recipe, linear, base.name))
+    _check(_rank_problems(rank, max_rank), _target_problems(recipe, linear, base))
     targets = _targets(recipe, linear)
     shapes = [shape for name, shape in linear.items() if _layer(name) in targets]
     adapter = sum(rank * (shape[0] + shape[1]) for shape in shapes)
@@ -153,21 +154,29 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
 
 def _linear(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     experts = _expert_layers(shapes)
+    return {name: shape for name, shape in _matrices(shapes).items() if _layer(name) not in experts}
+
+
+def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     return {
         name: shape
         for name, shape in shapes.items()
-        if len(shape) == 2
-        and name.endswith(".weight")
-        and not any(word in name for word in NOT_LINEAR)
-        and _layer(name) not in experts
+        if len(shape) == 2 and name.endswith(".weight") and not any(word in name for word in NOT_LINEAR)
     }
 
 
 def _expert_layers(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
-    """The names of layers in experts, and of their routers: PEFT adapts those as raw parameters, no engine does."""
-    if not any(".experts." in name for name in shapes):
+    """The names of layers in experts, and of their routers: PEFT adapts those as raw parameters, no engine does.
+
+    A layer elsewhere that is called as one of them is among them, as PEFT tells layers by their names.
+    """
+    if not any(EXPERTS.intersection(name.split(".")) for name in shapes):
         return frozenset()
-    return frozenset(ROUTERS) | {_layer(name) for name in shapes if ".experts." in name}
+    return frozenset(
+        _layer(name)
+        for name in _matrices(shapes)
+        if not (ROUTERS | {"experts"}).isdisjoint(name.removesuffix(".weight").split("."))
+    )
 
 
 def _layer(name: str) -> str:
@@ -191,9 +200,9 @@ def _rank_problems(rank: int, highest: int | None) -> Iterator[tuple[str, str]]:
 
 
 def _target_problems(
-    recipe: Recipe, linear: Mapping[str, tuple[int, ...]], base: str
+    recipe: Recipe, linear: Mapping[str, tuple[int, ...]], served: Base
 ) -> Iterator[tuple[str, str]]:
-    layers = _layers(linear)
+    layers, base, experts = _layers(linear), served.name, _expert_layers(served.shapes)
     if any(name.endswith("c_attn.weight") and shape[1] == 3 * shape[0] for name, shape in linear.items()):
         # GPT-2's layers, whose weights are the other way round.
         yield f"the layers of {base} are Conv1D, of which no engine adapts any", "choose another base"
@@ -202,7 +211,11 @@ def _target_problems(
     elif recipe.lora.target_modules != "all-linear":
         problems = []
         for module in recipe.lora.target_modules:
-            if module not in layers:
+            if module in experts:
+                problems.append(
+                    f"{module} is of the experts of {base} or their router, which no engine adapts"
+                )
+            elif module not in layers:
                 near = difflib.get_close_matches(module, layers, 1)
                 meant = f" (did you mean {near[0]}?)" if near else ""
                 problems.append(f"{base} has no layer {module}{meant}")

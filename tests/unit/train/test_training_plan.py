@@ -100,16 +100,38 @@ def test_rank_and_layers_are_checked_at_once() -> None:
     assert "q_proj" in caught.value.hint
 
 
-def test_experts_and_routers_get_no_update_which_is_said() -> None:
-    layer = "model.layers.0.mlp"
-    experts = {f"{layer}.experts.{number}.up_proj.weight": (24, 8) for number in range(2)}
-    more = {**experts, f"{layer}.gate.weight": (2, 8), f"{layer}.shared_expert.up_proj.weight": (24, 8)}
+@pytest.mark.parametrize(
+    "more",
+    [
+        {
+            "model.layers.0.mlp.experts.0.up_proj.weight": (24, 8),
+            "model.layers.0.mlp.experts.1.up_proj.weight": (24, 8),
+            "model.layers.0.mlp.gate.weight": (2, 8),
+            "model.layers.0.mlp.shared_expert_gate.weight": (1, 8),
+        },
+        {"model.layers.0.mlp.experts.0.up_proj.weight": (24, 8), "model.layers.0.mlp.gate.wg.weight": (2, 8)},
+        {
+            "model.layers.0.block_sparse_moe.input_linear.weight": (2, 24, 8),
+            "model.layers.0.block_sparse_moe.router.layer.weight": (2, 8),
+        },
+    ],
+    ids=["qwen", "hunyuan", "granite"],
+)
+def test_experts_and_routers_get_no_update_which_is_said(more: dict[str, tuple[int, ...]]) -> None:
     moe = dataclasses.replace(BASE, shapes={**BASE.shapes, **more})
     plan = make_plan(Recipe.load(), rows(100), moe)
-    assert plan.target_modules == ("q_proj",)
+    assert set(plan.target_modules) <= {"q_proj", "up_proj"}
+    assert "q_proj" in plan.target_modules
     assert any("experts of small get no update" in warning for warning in plan.warnings)
-    with pytest.raises(RecipeError, match="small has no layer gate"):
-        make_plan(Recipe.load(None, ["lora.target_modules=[gate]"]), rows(100), moe)
+    router = next(name.split(".")[-2] for name in more if len(more[name]) == 2 and "experts" not in name)
+    with pytest.raises(RecipeError, match=f"{router} is of the experts of small or their router"):
+        make_plan(Recipe.load(None, [f"lora.target_modules=[q_proj, {router}]"]), rows(100), moe)
+
+
+def test_a_dense_base_may_have_a_layer_called_gate() -> None:
+    dense = dataclasses.replace(BASE, shapes={**BASE.shapes, "model.layers.0.mlp.gate.weight": (24, 8)})
+    plan = make_plan(Recipe.load(None, ["lora.rank=4"]), rows(100), dense)
+    assert (plan.target_modules, plan.warnings) == (("gate", "q_proj", "up_proj"), ())
 
 
 def test_layers_that_no_engine_adapts_are_refused_before_training() -> None:
