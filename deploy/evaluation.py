@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy.console import note, step
 from deploy.questions import Questions
-from deploy.serving import base_name, wait_until_loaded, why_silent
+from deploy.serving import base_served, wait_until_loaded, why_silent
 from deploy.status import require_up
 from evalsuite.evaluate import Arm, Evaluation, evaluate
 from evalsuite.gate import GateDecision, gate
@@ -46,7 +46,8 @@ def judge(
         seconds = wait_until_loaded(registry, settings, version.ref, current.say)
         current.result = f"{version.engine_name} ready in {seconds:.1f} s, probed: it answers as itself"
     with step("evaluate") as current:
-        arms, silent = arms_of(settings, registry, version)
+        base, context = base_served(settings, version)
+        arms, silent = arms_of(settings, registry, version, base)
         advance = current.bar()
         evaluation = asyncio.run(
             evaluate(
@@ -54,6 +55,7 @@ def judge(
                 arms,
                 asked.questions,
                 asked.task,
+                context=context,
                 limit=limit,
                 on_progress=lambda progress: advance(progress.done, progress.total),
                 api_key=operator_secret(settings.state),
@@ -116,14 +118,13 @@ def record(
 
 
 def arms_of(
-    settings: Settings, registry: Registry, version: Version
+    settings: Settings, registry: Registry, version: Version, base: str
 ) -> tuple[list[Arm], tuple[str, str] | None]:
     """Base and candidate, and the live version where another one answers users now.
 
     A live version that no engine can serve, as its base is not served any more or its files are damaged, is told with
     the reason instead: users have no answers of it either, and its successor is how they get some.
     """
-    base = base_name(settings, version)
     arms = [Arm(base, base, "base"), Arm(str(version.ref), str(version.ref), "candidate")]
     alias = registry.alias(version.ref.name)
     if alias is None or alias.target.ref == version.ref:

@@ -12,7 +12,7 @@ from deploy.console import note, step
 from deploy.evaluation import Judgement, judge
 from deploy.progress import TrainingView
 from deploy.questions import prepare_in, recorded
-from deploy.serving import move_alias, wanted
+from deploy.serving import move_alias, of_this_machine, wanted
 from deploy.status import Status, processes
 from serve.config import Settings
 from serve.errors import AlreadyUp, DataError, InputError, StorageError
@@ -150,6 +150,11 @@ def register(
         files={"test": str(prepared.folder / "test.jsonl"), "task": str(prepared.folder / "task.json")},
         base_digest=base.digest,
     )
+    if result.resumed_from == result.steps:  # it may have been interrupted after it was registered
+        before = [version for version in registry.versions(recipe.name) if version.lineage.run == lineage.run]
+        if before and before[-1].base_digest == base.digest:
+            settle(result)
+            return before[-1]
     try:
         version = registry.register(
             result.adapter_dir, recipe.name, base, max_rank=settings.max_lora_rank, lineage=lineage
@@ -231,9 +236,9 @@ def check_before(settings: Settings) -> None:
 
 
 def in_use(registry: Registry) -> bool:
-    """Whether another command needs the stack by now; not, where nobody can tell."""
+    """Whether another command of this machine needs the stack by now; not, where nobody can tell."""
     try:
-        return bool(registry.wanted())
+        return any(of_this_machine(holder) for holder in registry.holders())
     except StorageError:
         return False
 

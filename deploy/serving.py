@@ -43,7 +43,7 @@ def wanted(registry: Registry, ref: VersionRef, seconds: float = LEASE) -> Itera
 
     Others may want it at the same time: none takes it from another. Killed, we want it for ``seconds`` more.
     """
-    holder = f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"
+    holder = f"{_machine()}{os.getpid()}:{secrets.token_hex(4)}"
     done = threading.Event()
     registry.want(ref, holder, seconds)
     beat = threading.Thread(target=_renew, args=(registry, ref, holder, seconds, done), daemon=True)
@@ -56,6 +56,15 @@ def wanted(registry: Registry, ref: VersionRef, seconds: float = LEASE) -> Itera
         # Removed meanwhile, or in a database that is gone, it ends by itself; what the block raised matters more.
         with suppress(VersionNotFound, StorageError):
             registry.unwant(ref, holder)
+
+
+def _machine() -> str:
+    return f"{socket.gethostname()[:64]}:"
+
+
+def of_this_machine(holder: str) -> bool:
+    """Whether a want is that of a command on this machine, which uses the stack here."""
+    return holder.startswith(_machine())
 
 
 def _renew(registry: Registry, ref: VersionRef, holder: str, seconds: float, done: threading.Event) -> None:
@@ -142,19 +151,26 @@ def states_of(registry: Registry, settings: Settings, ref: VersionRef) -> list[L
 
 def why_silent(registry: Registry, settings: Settings, ref: VersionRef) -> str | None:
     """Why no engine of this stack will answer for a version, None where one may."""
-    states = states_of(registry, settings, ref)
-    if any(row is None or row.state != "failed" for row in states):
-        return None
-    reasons = [row.reason for row in states if row is not None]
+    base = registry.version(ref).base_digest
+    rows = {row.engine: row for row in registry.loaded() if row.ref == ref}
+    reasons = []
+    for name, record in records_by_engine(settings.state).items():
+        if record.get("base_digest") in (None, base) and record.get("kind") != OPENAI:
+            row = rows.get(name)
+            if record.get("state") != "ready" or row is None or row.state != "failed":
+                return None  # it is away, or has not said yet
+            reasons.append(row.reason)
     return reasons[0] if reasons else "no engine here has its base"
 
 
-def base_name(settings: Settings, version: Version) -> str:
-    """What the engines call the base of a version."""
+def base_served(settings: Settings, version: Version) -> tuple[str, int | None]:
+    """What the engines call the base of a version, and the tokens of its context, where they tell."""
     records = [record for record in records_by_engine(settings.state).values() if record.get("base_name")]
     own = [record for record in records if record.get("base_digest") == version.base_digest]
     unknown = [record for record in records if record.get("base_digest") is None]
-    return str((own or unknown or [{"base_name": version.base_name}])[0]["base_name"])
+    found = own or unknown or [{"base_name": version.base_name}]
+    contexts = [int(record["max_model_len"]) for record in found if record.get("max_model_len")]
+    return str(found[0]["base_name"]), min(contexts, default=None)
 
 
 def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str]]:

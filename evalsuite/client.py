@@ -21,6 +21,8 @@ from serve.errors import BadRequest, ConfigError, EngineUnavailable, ModelNotFou
 BUSY = frozenset({429, 502, 503, 504})
 REFUSED = frozenset({401, 403})
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
+TOO_LONG = ("your prompt contains", "max_tokens must be at least 1, got 0")
+"""What vLLM says of a prompt that is longer than its context, and of one that fills it: we ask for a token at least."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ class _Asker:
                     "is it the gateway of this home? See `tenon status`",
                 )
             if response.status != 200:
-                too_long = _error(content).get("code") == "context_length_exceeded"
-                raise (_TooLongError if too_long else BadRequest)(_reason(response.status, content))
+                words = _reason(response.status, content)
+                raise (_TooLongError if any(each in words for each in TOO_LONG) else BadRequest)(words)
         return _answer(content, time.perf_counter() - began, tries)
 
 

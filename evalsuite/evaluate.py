@@ -139,6 +139,7 @@ async def evaluate(
     *,
     concurrency: int = 32,
     max_tokens: int | None = None,
+    context: int | None = None,
     limit: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     seed: int = 0,
@@ -147,15 +148,16 @@ async def evaluate(
 ) -> Evaluation:
     """Ask every arm every question of ``questions`` through the gateway at ``url`` and compare them.
 
-    ``max_tokens`` defaults to room for the task's longest answer. Raises :class:`DataError` for files that do
-    not fit, :class:`ConfigError` for arms that do not, and what :func:`evalsuite.client.ask_all` raises;
-    :class:`Unavailable` when an arm answered nothing. Questions that are longer than an arm's context are left out, and
-    counted in the conditions: nobody could ask them, while any other answer that is missing counts as such.
+    ``max_tokens`` defaults to room for the task's longest answer, or as much of it as there is in a ``context`` of
+    so many tokens. Raises :class:`DataError` for files that do not fit, :class:`ConfigError` for arms that do not,
+    and what :func:`evalsuite.client.ask_all` raises; :class:`Unavailable` when an arm answered nothing. Questions
+    that are longer than an arm's context are left out, and counted in the conditions: nobody could ask them, while
+    any other answer that is missing counts as such.
     """
     _check_arms(arms)
     task = task if isinstance(task, Task) else read_task(task)
     asked = read_questions(questions, task, limit)
-    room = max_tokens or answer_room(task)
+    room = max_tokens or min(answer_room(task), context or LONGEST_MAX_TOKENS)
     began, started_at = time.monotonic(), datetime.now(UTC)
     marker = Marker(task, [question.expected for question in asked])
     tally = _Tally(arms, len(asked) * len(arms), began)
@@ -239,8 +241,8 @@ def assemble(
 def answer_room(task: Task) -> int:
     """Tokens that the task's longest answer may need: one per byte of UTF-8 is the worst that tokenizers do.
 
-    A task without the number of bytes gets the most that its characters can have, four each. The engine
-    takes less where the model's context ends.
+    A task without the number of bytes gets the most that its characters can have, four each. The engine writes less
+    where the model's context ends, but wants no more to be asked for than that.
     """
     size = task.longest_answer_bytes
     if size is None:

@@ -24,11 +24,12 @@ def gate(evaluation: Evaluation, *, force: bool = False) -> GateDecision:
     """Decide from ``evaluation`` whether the candidate may take the alias.
 
     It must be *better* than the base, must not be *worse* than the live version where one took part, and no
-    arm may lack more than 1 % of its answers: missing evidence never promotes. ``force`` allows what was
-    refused and says so.
+    arm may lack more than 1 % of its answers: missing evidence never promotes. Nor may most questions have been left
+    out as longer than the base can read. ``force`` allows what was refused and says so.
     """
     objections = [
         *_missing(evaluation),
+        *_left_out(evaluation),
         *_against_base(evaluation),
         *_against_live(evaluation),
     ]
@@ -47,6 +48,15 @@ def _missing(evaluation: Evaluation) -> list[str]:
         f"more than {percent(MOST_MISSING)}: missing evidence never promotes"
         for arm in evaluation.arms
         if evaluation.missing(arm) > MOST_MISSING * asked
+    ]
+
+
+def _left_out(evaluation: Evaluation) -> list[str]:
+    left, kept = evaluation.conditions.too_long, len(evaluation.questions)
+    if left <= kept:
+        return []
+    return [
+        f"{left:,} of {left + kept:,} questions are longer than the base can read: those that are left stand for few"
     ]
 
 

@@ -17,11 +17,13 @@ def latest_evaluation(registry: Registry, version: Version) -> EvaluationRecord 
     return records[-1] if records else None
 
 
-def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Version) -> str | None:
+def why_not(
+    record: EvaluationRecord | None, alias: Alias | None, version: Version, *, answers: bool = False
+) -> str | None:
     """What speaks against letting ``version`` take ``alias`` on the evidence of ``record``; None if nothing.
 
     A version that passed may always come back to a name that it had just before, or has. To replace another
-    one, it must have been compared with that one, unless that could not answer.
+    one, it must have been compared with that one, unless that could not answer then and does not now (``answers``).
     """
     if record is None:
         return "it has not been evaluated on all of its held-out questions"
@@ -30,7 +32,7 @@ def why_not(record: EvaluationRecord | None, alias: Alias | None, version: Versi
         return str(gate["reason"])
     if alias is None or version.ref in (alias.target.ref, alias.previous, alias.way_back):
         return None
-    if str(alias.target.ref) not in (gate["live"], gate.get("silent")):
+    if str(alias.target.ref) not in (gate["live"], None if answers else gate.get("silent")):
         return f"it was not compared with {alias.target.ref}, which answers users now"
     return None
 
@@ -43,8 +45,10 @@ def check_gate(
     Raises GateRefused for the first, unless that is ``overruled``; ``force`` is how a caller overrules it.
     """
     alias, against = registry.alias(name), False
+    live = alias.target.ref if alias is not None else None
+    answers = any(row.ref == live and row.state == "ready" for row in registry.loaded())
     for version in versions:
-        objection = why_not(latest_evaluation(registry, version), alias, version)
+        objection = why_not(latest_evaluation(registry, version), alias, version, answers=answers)
         if objection is not None and not overruled:
             raise GateRefused(
                 f"{version.ref} may not take the name {name}: {objection}",

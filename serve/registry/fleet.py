@@ -46,6 +46,11 @@ class Fleet:
         with self._database.read() as connection:
             return [versions.to_version(row, self._store) for row in wants.desired_rows(connection)]
 
+    def holders(self) -> list[str]:
+        """Who wants any version now, by the names that they gave."""
+        with self._database.read() as connection:
+            return sorted({holder for _, holder in wants.holders(connection)})
+
     def wanted(self) -> list[VersionRef]:
         """The versions that somebody wants now, whether or not an alias means them."""
         with self._database.read() as connection:

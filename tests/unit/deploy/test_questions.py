@@ -1,5 +1,6 @@
 """Where the questions of an evaluation come from, after a run is over."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,8 +114,12 @@ def test_a_run_that_could_not_be_registered_is_kept_for_the_same_command(
             with pytest.raises(type(refusal)):
                 register(settings, recipe, registry, prepared, base, result)
         assert unfinished() == resumable
-        register(settings, recipe, registry, prepared, base, result)
+        first = register(settings, recipe, registry, prepared, base, result)
         assert not unfinished()
+        # Interrupted between the two, it is found finished again, and registered already.
+        again = dataclasses.replace(result, resumed_from=result.steps)
+        assert register(settings, recipe, registry, prepared, base, again).ref == first.ref
+        assert register(settings, recipe, registry, prepared, base, result).ref != first.ref
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

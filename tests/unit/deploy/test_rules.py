@@ -84,6 +84,12 @@ def test_who_may_take_a_name(
     assert objection is None or objection in str(found)
 
 
+def test_who_was_silent_is_compared_with_once_it_answers_again() -> None:
+    evidence, now = record(silent="a@v1"), alias("a@v1")
+    assert why_not(evidence, now, version("a@v2"), answers=False) is None
+    assert "not compared with a@v1" in str(why_not(evidence, now, version("a@v2"), answers=True))
+
+
 def test_what_up_was_asked_for_holds_until_down(tmp_path: Path) -> None:
     context: Any = type("Context", (), {"obj": tmp_path})
     assert settings_of(context).port == 8080

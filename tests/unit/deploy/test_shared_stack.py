@@ -1,6 +1,7 @@
 """A whole run on a stack that others start, use or stop meanwhile."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,10 +66,21 @@ def test_the_wait_for_another_command_ends(settings: Settings, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("ours", "used", "stopped"), [(True, False, True), (True, True, False), (False, False, False)]
+    ("ours", "used", "stopped"),
+    [
+        (True, None, True),
+        (True, f"{socket.gethostname()}:1:ab", False),
+        (True, "another-machine:1:ab", True),
+        (False, None, False),
+    ],
 )
 def test_a_run_that_fails_stops_its_own_stack_unless_somebody_uses_it(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: bool, used: bool, stopped: bool
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ours: bool,
+    used: str | None,
+    stopped: bool,
 ) -> None:
     base = identify_base("tenon-tiny")
     with Registry.of(settings) as registry:
@@ -76,7 +88,7 @@ def test_a_run_that_fails_stops_its_own_stack_unless_somebody_uses_it(
             registry.register(write_adapter(tmp_path / str(seed), base, seed=seed), "faq", base, max_rank=64)
         version = registry.version("faq@v1")
         if used:
-            registry.want("faq@v2", "another command", 60)
+            registry.want("faq@v2", used, 60)
 
     def fail(*_: object, **__: object) -> None:
         raise EngineUnavailable("it is gone", "see its log")

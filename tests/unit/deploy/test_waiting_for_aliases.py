@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy import serving
-from deploy.serving import base_name, on_their_way, wait_for_aliases, why_silent
+from deploy.serving import base_served, on_their_way, wait_for_aliases, why_silent
 from evalsuite.load.adapters import write_adapter
 from serve.config import Settings
 from serve.engine.state import record_file
@@ -75,6 +75,7 @@ def test_what_is_waited_for(
         ({"engine": {"faq@v2": ("failed", "its file is damaged")}}, "its file is damaged"),
         ({"engine": {"faq@v2": ("failed", "x")}, "second": {"faq@v2": ("ready", "")}}, None),
         ({"engine": {"faq@v2": ("failed", "x")}, "second": {}}, None),
+        ({"engine": {"faq@v2": ("failed", "x")}, "second": {"faq@v2": ("failed", "y")}}, "x"),
         ({"engine": {"faq@v2": ("loading", "")}}, None),
     ],
 )
@@ -85,15 +86,26 @@ def test_why_nobody_will_answer_for_a_version(
     assert why_silent(registry, settings, VersionRef("faq", 2)) == reason
 
 
+@pytest.mark.parametrize("record", [{"state": "starting"}, {"state": "down", "attached": True}])
+def test_an_engine_that_is_away_may_answer_again(
+    settings: Settings, registry: Registry, record: dict[str, object]
+) -> None:
+    digest = registry.version("faq@v2").base_digest
+    write_json(record_file(settings.state, "engine"), {"base_digest": digest, **record})
+    registry.set_loaded("engine", {"faq@v2": ("failed", "x")})
+    assert why_silent(registry, settings, VersionRef("faq", 2)) is None
+
+
 def test_a_base_is_called_as_its_engines_call_it(settings: Settings, registry: Registry) -> None:
     version = registry.version("faq@v2")
-    assert base_name(settings, version) == "tenon-tiny"
-    other = {"state": "ready", "base_digest": "other", "base_name": "other"}
+    assert base_served(settings, version) == ("tenon-tiny", None)
+    other = {"state": "ready", "base_digest": "other", "base_name": "other", "max_model_len": 9}
     write_json(record_file(settings.state, "engine"), other)
-    assert base_name(settings, version) == "tenon-tiny"
-    attached = {"state": "ready", "base_digest": version.base_digest, "base_name": "served-as"}
-    write_json(record_file(settings.state, "second"), attached)
-    assert base_name(settings, version) == "served-as"
+    assert base_served(settings, version) == ("tenon-tiny", None)
+    attached = {"base_digest": version.base_digest, "base_name": "served-as"}
+    for name, length in (("second", 2048), ("third", 1024)):
+        write_json(record_file(settings.state, name), {**attached, "max_model_len": length})
+    assert base_served(settings, version) == ("served-as", 1024)
 
 
 @pytest.mark.parametrize(

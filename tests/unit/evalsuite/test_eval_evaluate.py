@@ -81,7 +81,9 @@ async def test_questions_that_do_not_fit_are_left_out_and_counted(files: tuple[P
         body = await request.json()
         prompt = body["messages"][-1]["content"]
         if prompt in too_long:
-            error = {"message": "maximum context length is 1024 tokens", "code": "context_length_exceeded"}
+            error = {
+                "message": "maximum context length is 1024 tokens. However, your prompt contains 2000 input tokens"
+            }
             return web.json_response({"error": error}, status=400)
         message = {"role": "assistant", "content": knows_labels(body["model"], prompt)}
         return web.json_response({"choices": [{"message": message, "finish_reason": "stop"}]})
@@ -94,6 +96,9 @@ async def test_questions_that_do_not_fit_are_left_out_and_counted(files: tuple[P
         assert result.summary()["conditions"]["too_long"] == 20
         assert {question.text for question in result.questions}.isdisjoint(too_long)
         assert gate(result).allowed, "what nobody could ask is no missing answer"
+        most = replace(result, conditions=replace(result.conditions, too_long=41))
+        assert "41 of 81 questions are longer" in gate(most).reason
+        assert not gate(most).allowed
         too_long |= {question.text for question in asked}
         with pytest.raises(DataError, match=r"all 60 questions are longer .*maximum context length"):
             await evaluate(url, [BASE, CANDIDATE], *files)
