@@ -20,6 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 HOME_OF := $${TENON_HOME:-.tenon}
+WORKS := $(BIN)/python -c 'import deploy.cli' 2>/dev/null
 TENON := $(BIN)/tenon
 # A variable's value as it was typed, for the shell; and that as an option, where there is one.
 quoted = '$(subst ','\'',$(value $(1)))'
@@ -43,7 +44,7 @@ up: setup ## Start the stack in the background
 	@$(TENON) up --detach $(STACK) $(ARGS)
 
 down: ## Stop the stack
-	@if $(BIN)/python -c '' 2>/dev/null; then $(BIN)/python -m deploy down; \
+	@if $(WORKS); then $(BIN)/python -m deploy down; \
 	elif [ -e "$(HOME_OF)/run/stack.json" ]; then \
 		echo "down: .venv is gone or broken; run 'make setup' first" >&2; exit 1; fi
 
@@ -96,9 +97,9 @@ bench-processes: setup ## Measure how long a training's, a command's and a gatew
 	@$(BIN)/python -m deploy.bench_processes $(ARGS)
 
 clean: ## Stop the stack; remove .venv, .tenon and caches
-	@for home in "$(HOME_OF)" .tenon; do if [ -e "$$home/run/stack.json" ]; then \
-		$(BIN)/python -m deploy --home "$$home" down || { \
-			echo "clean: nothing was removed, as the stack of $$home may run; stop it (make setup, make down)," \
-				"or delete $$home/run if nothing does" >&2; exit 1; }; fi; done
+	@if $(WORKS); then $(BIN)/python -m deploy down >/dev/null && $(BIN)/python -m deploy --home .tenon down >/dev/null; \
+	else [ ! -e "$(HOME_OF)/run/stack.json" ] && [ ! -e .tenon/run/stack.json ]; fi || { \
+		echo "clean: nothing was removed, as a stack may run: stop it ('make setup', 'make down')," \
+			"or delete the folder run in its home if nothing does" >&2; exit 1; }
 	rm -rf .venv .venv.old .tenon *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -173,13 +173,24 @@ def verify(context: typer.Context, version: Ref, as_json: Json = False) -> None:
     """Read a version's files again: their digest and content must be what was registered."""
     with registry_of(context) as registry:
         found = registry.version(parse_version(version))
-        facts = registry.verify(found.ref)
+        facts, strangers = registry.verify(found.ref), registry.strangers(found.ref)
     if as_json:
-        print_json({"version": str(found.ref), "digest": found.digest, "verified": True})
+        content = {
+            "version": str(found.ref),
+            "digest": found.digest,
+            "verified": True,
+            "strangers": strangers,
+        }
+        print_json(content)
         return
     console.print(
         f"{found.ref} is intact: {facts.bytes / 2**20:.1f} MiB, digest {found.digest}", soft_wrap=True
     )
+    if strangers:
+        note(
+            f"beside it in {found.path}, never registered and read by nobody: {', '.join(strangers)}",
+            "yellow",
+        )
 
 
 @app.command(epilog="Example: tenon adapters remove support@v1")

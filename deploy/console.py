@@ -1,6 +1,7 @@
 """What a person sees: one line per step with its time, live progress inside a step, errors with a way out."""
 
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -102,8 +103,14 @@ def note(text: str, style: str = "dim") -> None:
 
 def plain(text: str) -> str:
     """``text`` in one line, fit for a terminal: columns and labels of a file may hold what it would obey."""
-    space = "\N{NO-BREAK SPACE}"
-    return space.join(map(one_line, text.split(space)))
+    return "".join(
+        letter if letter.isprintable() or _harmless(letter) else one_line(letter) for letter in text
+    )
+
+
+def _harmless(letter: str) -> bool:
+    """Spaces of all widths, and the joiners of scripts and emoji; not what turns the direction of writing."""
+    return unicodedata.category(letter) == "Zs" or letter in "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 
 
 def state_text(state: str) -> Text:

@@ -15,6 +15,7 @@ import psutil
 from serve.errors import AlreadyUp, StorageError
 from serve.records import ProcessIdentity, read_json
 
+NOT_STARTED = "could not be started"  # how the reason begins that a gateway has no log of its own
 GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
 
 # Processes that may outlive us: kept, as Python warns of a running child that nobody refers to any more.

@@ -11,7 +11,7 @@ from typing import Any
 
 from deploy.fleet import planned, planned_servers
 from deploy.net import answers
-from deploy.processes import GATEWAY_GRACE, end, holding, recorded, spawn
+from deploy.processes import GATEWAY_GRACE, NOT_STARTED, end, holding, recorded, spawn
 from deploy.stack_file import stack_file, write_stack
 from deploy.status import Status, processes, status
 from serve.config import Settings
@@ -167,8 +167,9 @@ def raise_failure(
             raise EngineStartFailed(engine["error"], engine.get("hint") or f"see {log}")
     gateway = read_json(settings.state / "gateway-exit.json")
     if gateway.get("failures", 0) > 1 and gateway["at"] >= started:
-        log = settings.logs / "gateway.log"
-        raise Unavailable(f"the gateway does not start: {last_line(log)}", f"see {log}")
+        log, reason = settings.logs / "gateway.log", str(gateway["reason"])
+        why = reason if reason.startswith(NOT_STARTED) else last_line(log)
+        raise Unavailable(f"the gateway does not start: {why}", f"see {log}")
 
 
 def base_of(engine: Mapping[str, Any]) -> object:

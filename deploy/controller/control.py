@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deploy.fleet import planned, planned_servers
 from deploy.keepers import supervisor_of, watcher_of
-from deploy.processes import GATEWAY_GRACE, end, ending, holding, recorded, spawn
+from deploy.processes import GATEWAY_GRACE, NOT_STARTED, end, ending, holding, recorded, spawn
 from deploy.stack_file import read_stack, stack_file
 from serve.config import PREFIX, Settings
 from serve.engine.process import end_recorded
@@ -71,7 +71,7 @@ class GatewayKeeper:
                 gateway = recorded(record) or self._start()
             except (StorageError, OSError) as error:  # no log, no memory, no process: there may be again
                 reason = error.message if isinstance(error, StorageError) else str(error)
-                self._failed(f"could not be started: {reason}")
+                self._failed(f"{NOT_STARTED}: {reason}")
                 await pause(stop, self._pause)
                 continue
             log.info("watching gateway %d", gateway.pid)

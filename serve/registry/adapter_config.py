@@ -60,6 +60,7 @@ DOES: Mapping[Purpose, str] = {
     "embed": "makes vectors of texts",
     "classify": "classifies texts",
 }
+PLAIN_NAME = re.compile(r"[\w.]+")
 TIED = ("embed_tokens", "lm_head")
 """Layers of which PEFT updates both where it is told to keep them the same, whichever is named."""
 BF16_MAX = (2 - 2**-7) * 2.0**127
@@ -156,7 +157,7 @@ def check_config(
         base if isinstance(base, str) else None,
         saved=tuple(name for name in HEADS if name in _list(config.get("modules_to_save"))),
         targets=frozenset(name.rpartition(".")[2] for name in [*targets, *tied])
-        if isinstance(targets, list)
+        if isinstance(targets, list) and all(map(PLAIN_NAME.fullmatch, targets))
         else None,
     )
     return plain, problems

@@ -163,12 +163,11 @@ class Registry(Accounts, Fleet):
                 f"not {version.digest[:12]}…",
                 "register the adapter again from its source, which restores them; find out what changed them",
             )
-        if strangers := self._store.strangers(version.digest):
-            raise StorageError(
-                f"{version.path} holds what was never registered: {', '.join(strangers[:3])}",
-                "find out what put it there, and delete it",
-            )
         return version.facts
+
+    def strangers(self, ref: AnyRef) -> list[str]:
+        """What lies beside a version's two files, which nobody reads; raises VersionNotFound and StorageError."""
+        return self._store.strangers(self.version(ref).digest)
 
     def remove(self, ref: AnyRef) -> None:
         """Remove a version; raises VersionInUse if an alias means it or would roll back to it.

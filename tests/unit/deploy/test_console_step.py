@@ -17,6 +17,12 @@ def test_what_is_printed_is_what_was_said(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr() == (f"{text}\n", f"{text}\n")
 
 
+def test_scripts_stay_as_they_are_and_what_a_terminal_obeys_does_not() -> None:
+    for text in ("86.5\N{NO-BREAK SPACE}%", "\u06a9\u200c\u0633", "👩\u200d👧", "1\u2009000", "plain [text]"):
+        assert console.plain(text) == text
+    assert console.plain("a\x1b[31m\nb\u202ec\u2028d\udc80") == r"a\x1b[31m\nb\u202ec\u2028d\udc80"
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [

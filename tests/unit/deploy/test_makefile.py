@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 
 
 ENVIRONMENTS = {
-    "whole": "#!/bin/sh\nexit 0\n",
+    "whole": '#!/bin/sh\ntest "$1" = -c || echo "$@" >>asked\n',
     "failing": '#!/bin/sh\ntest "$1" = -c\n',
     "broken": "#!/no/such/interpreter\n",
     "gone": None,
@@ -58,11 +58,13 @@ def test_clean_removes_nothing_below_a_stack_that_cannot_be_stopped(
 ) -> None:
     python = lay_out(checkout, environment, checkout / up if up else None)
     done = make(checkout, "clean", TENON_HOME=str(checkout / "elsewhere"))
-    kept = up is not None and environment != "whole"
+    kept = environment == "failing" or (up is not None and environment != "whole")
     assert (done.returncode != 0) == kept
     assert ("nothing was removed" in done.stderr) == kept
     assert (checkout / ".tenon").exists() == kept
     assert python.exists() == (kept and environment != "gone")
+    asked = (checkout / "asked").read_text().split("\n") if environment == "whole" else []
+    assert asked == ["-m deploy down", "-m deploy --home .tenon down", ""] * (environment == "whole")
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -70,7 +72,7 @@ def test_clean_removes_nothing_below_a_stack_that_cannot_be_stopped(
 def test_down_says_where_it_can_stop_nothing(checkout: Path, environment: str, up: bool) -> None:
     lay_out(checkout, environment, checkout / ".tenon" if up else None)
     done = make(checkout, "down")
-    absent = environment in ("broken", "gone")
+    absent = environment in ("half", "broken", "gone")
     assert (done.returncode == 0) == (environment == "whole" or (absent and not up))
     assert ("run 'make setup' first" in done.stderr) == (absent and up)
 

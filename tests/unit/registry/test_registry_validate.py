@@ -60,6 +60,14 @@ def test_variations_that_the_engine_serves_are_accepted(tmp_path: Path, base: Ba
     assert validate_adapter(folder, base, 64).target_modules == ("down_proj", "embed_tokens", "q_proj")
 
 
+@pytest.mark.parametrize("targets", [["all-linear"], [r".*_proj", "x"], "all-linear", r".*(q|down)_proj"])
+def test_expressions_that_name_layers_are_not_run(
+    tmp_path: Path, base: BaseIdentity, targets: object
+) -> None:
+    facts = validate_adapter(write_adapter(tmp_path / "a", target_modules=targets), base, 64)
+    assert facts.target_modules == ("down_proj", "q_proj")
+
+
 def test_layers_that_are_kept_the_same_are_named_by_either(tmp_path: Path, base: BaseIdentity) -> None:
     tensors = lora_tensors()
     tensors[f"{EMBED}.lora_embedding_A"] = np.ones((4, VOCABULARY), np.float32)
