@@ -74,9 +74,7 @@ def conversation(messages: object, cleaner: Cleaner, system: object = None) -> t
 
 def tools(value: object, functions: object, cleaner: Cleaner) -> list[Any] | None:
     """The tools that a row offers, None without any; ``functions`` is OpenAI's older way to list them."""
-    value = _parsed(value, NOT_TOOLS)
-    if value is None:
-        value = functions if isinstance(functions, list) else None
+    value = _parsed(value, NOT_TOOLS) or _parsed(functions, NOT_TOOLS)
     if not value:
         return None
     # With the keys, also where there is nothing in them, that the engine's template is given.
@@ -86,7 +84,9 @@ def tools(value: object, functions: object, cleaner: Cleaner) -> list[Any] | Non
             "function": {
                 "name": function["name"],
                 "description": function.get("description"),
-                "parameters": _parsed(_either(function, "parameters", "input_schema"), NOT_TOOLS),
+                "parameters": cleaner.value(
+                    _parsed(_either(function, "parameters", "input_schema"), NOT_TOOLS)
+                ),
             }
             | ({"strict": function["strict"]} if "strict" in function else {}),
         }
@@ -190,7 +190,7 @@ def _message(item: Mapping[str, Any], cleaner: Cleaner) -> Message:
     for name in ("name", "tool_call_id"):
         if text := cleaner.text(item.get(name)):
             message[name] = text
-    if calls := item.get("tool_calls"):
+    if calls := _parsed(item.get("tool_calls"), NOT_CALLS):
         message["tool_calls"] = _calls(calls, cleaner)
     return message
 

@@ -178,7 +178,8 @@ def _texts(
     except (TemplateError, TypeError, ValueError) as error:
         raise DataError(
             f"{name}: row {number} (id {row.get('id', '?')}) is none that the base's chat template takes: {error}",
-            "change the row's roles; a template without a place for a system message wants data.system: ''",
+            "change the row's roles, tools or calls; a template without a place for a system message wants "
+            "data.system: ''",
         ) from error
     if whole.startswith(prompt):
         return prompt, whole
