@@ -20,6 +20,7 @@ from serve.gateway.policy import SamplingPolicy
 from serve.names import check_adapter_name
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
+from serve.registry.store import digest_of
 from train.data.prepare import Prepared, describe
 from train.data.spec import SPLITS
 from train.launch import TrainResult, run_training, settle
@@ -151,10 +152,15 @@ def register(
         base_digest=base.digest,
     )
     if result.resumed_from == result.steps:  # it may have been interrupted after it was registered
-        before = [version for version in registry.versions(recipe.name) if version.lineage.run == lineage.run]
-        if before and before[-1].base_digest == base.digest:
-            settle(result)
-            return before[-1]
+        digest = digest_of(result.adapter_dir)
+        for version in registry.versions(recipe.name):
+            if (version.lineage.run, version.base_digest, version.digest) == (
+                lineage.run,
+                base.digest,
+                digest,
+            ):
+                settle(result)
+                return version
     try:
         version = registry.register(
             result.adapter_dir, recipe.name, base, max_rank=settings.max_lora_rank, lineage=lineage

@@ -24,7 +24,7 @@ from serve.errors import (
 )
 from serve.names import VersionRef, check_name
 from serve.registry import Alias, LoadState, Registry, Version
-from serve.registry.evidence import check_gate, verdict_of
+from serve.registry.evidence import answered, check_gate, verdict_of
 
 LOAD_TIMEOUT = 300.0  # seconds, an engine that restarts meanwhile included
 ALIASES_PATIENCE = 60.0  # seconds that a stack which comes up is given to load what aliases mean
@@ -151,6 +151,8 @@ def states_of(registry: Registry, settings: Settings, ref: VersionRef) -> list[L
 
 def why_silent(registry: Registry, settings: Settings, ref: VersionRef) -> str | None:
     """Why no engine of this stack will answer for a version, None where one may."""
+    if registry.shared and answered(registry, ref):
+        return None  # on another machine, which the gateway asks
     base = registry.version(ref).base_digest
     rows = {row.engine: row for row in registry.loaded() if row.ref == ref}
     reasons = []

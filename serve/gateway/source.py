@@ -24,6 +24,7 @@ from serve.gateway.routes import EMPTY, EngineView, RouteTable
 from serve.net import bare
 from serve.records import read_json
 from serve.registry import Registry
+from serve.registry.fleet import FRESH_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,6 @@ INTERVAL = 0.1
 """Seconds between two looks."""
 ASK_SECONDS = 1.0
 """Seconds between two looks at the engines of other machines."""
-FRESH_SECONDS = 20.0
-"""Engines of other machines that nobody has seen for so long are not asked any more."""
 TELL_SECONDS = 5.0
 """Seconds between two accounts of what is used; that something is used no more is told at once."""
 

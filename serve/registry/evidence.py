@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 from serve.errors import GateRefused
+from serve.names import VersionRef
+from serve.registry.fleet import FRESH_SECONDS
 from serve.registry.records import Alias, EvaluationRecord, Version
 from serve.registry.registry import Registry
 
@@ -37,6 +39,14 @@ def why_not(
     return None
 
 
+def answered(registry: Registry, ref: VersionRef) -> bool:
+    """Whether an engine tells that it answers for a version; where machines share the registry, one that is alive."""
+    ready = {row.engine for row in registry.loaded() if row.ref == ref and row.state == "ready"}
+    if registry.shared:
+        ready &= {engine.name for engine in registry.engines(within=FRESH_SECONDS)}
+    return bool(ready)
+
+
 def check_gate(
     registry: Registry, name: str, versions: Iterable[Version], *, overruled: bool, force: str
 ) -> bool:
@@ -45,8 +55,7 @@ def check_gate(
     Raises GateRefused for the first, unless that is ``overruled``; ``force`` is how a caller overrules it.
     """
     alias, against = registry.alias(name), False
-    live = alias.target.ref if alias is not None else None
-    answers = any(row.ref == live and row.state == "ready" for row in registry.loaded())
+    answers = alias is not None and answered(registry, alias.target.ref)
     for version in versions:
         objection = why_not(latest_evaluation(registry, version), alias, version, answers=answers)
         if objection is not None and not overruled:

@@ -13,6 +13,9 @@ from serve.registry.schema import engines
 from serve.registry.store import Store
 from serve.registry.versions import AnyRef, as_ref
 
+FRESH_SECONDS = 20.0
+"""For so long an engine of another machine is believed to be what was last said of it."""
+
 
 class Fleet:
     """Methods of :class:`~serve.registry.Registry`."""

@@ -12,6 +12,7 @@ from serve.errors import AdapterRejected, Conflict, InputError, StorageError, Ve
 from serve.names import VersionRef
 from serve.registry import Lineage, Registry
 from serve.registry.base import BUILTIN, BaseIdentity, identify_base
+from serve.registry.evidence import answered
 
 
 def register(
@@ -219,3 +220,16 @@ def test_what_was_never_registered_is_found_beside_the_files(
     assert registry.verify(version.ref) == version.facts, (
         "nobody reads it, so it keeps nothing from being served"
     )
+
+
+def test_only_an_engine_that_is_alive_answers_where_machines_share_the_registry(
+    registry: Registry, base: BaseIdentity, tmp_path: Path
+) -> None:
+    ref = registry.version(register(registry, base, tmp_path / "a")).ref
+    assert not answered(registry, ref)
+    registry.set_loaded("engine@there", {str(ref): ("ready", "")})
+    assert answered(registry, ref) == (not registry.shared)
+    registry.see_engine("engine@there", "http://there:1", "base", "ready")
+    assert answered(registry, ref)
+    registry.set_loaded("engine@there", {str(ref): ("failed", "x")})
+    assert not answered(registry, ref)
