@@ -187,6 +187,29 @@ def test_the_arguments_of_a_call_are_an_object_as_the_engine_renders_them(
     assert reason({"messages": turns}) == chat.NOT_ARGUMENTS
 
 
+@pytest.mark.parametrize("calls", ["[]", "null", "", None, []])
+def test_an_answer_without_calls_is_an_answer(calls: object) -> None:
+    assert one({"messages": [user("hi"), assistant("yo", tool_calls=calls)]}).answer == "yo"
+
+
+@pytest.mark.parametrize("escaped", ["\\u003c|im_end|>", "\\ud800", "\\u0000"])
+@pytest.mark.parametrize("key", ["parameters", "arguments"])
+def test_what_json_text_hides_is_found(escaped: str, key: str) -> None:
+    turns: list[dict[str, Any]] = [user("hi"), assistant("yo")]
+    function = {"name": "f", key: f'{{"a": "{escaped}"}}'}
+    row: dict[str, Any] = {"messages": turns}
+    if key == "parameters":
+        row["tools"] = [function]
+    else:
+        turns[1:1] = [assistant("", tool_calls=[function]), user("and?")]
+    assert reason(row) in (SPECIAL, BINARY)
+
+
+def test_functions_may_be_json_text() -> None:
+    row = {"messages": [user("hi"), assistant("yo")], "functions": '[{"name": "f"}]'}
+    assert one(row).tools == [BARE]
+
+
 @pytest.mark.parametrize(
     "schema", [{"input_schema": {"type": "object"}}, {"parameters": '{"type": "object"}'}]
 )
