@@ -23,7 +23,7 @@ from serve.errors import (
     VersionNotFound,
 )
 from serve.names import VersionRef, check_name
-from serve.registry import Alias, LoadState, Registry, Version
+from serve.registry import Alias, Registry, Version
 from serve.registry.evidence import answered, check_gate, verdict_of
 
 LOAD_TIMEOUT = 300.0  # seconds, an engine that restarts meanwhile included
@@ -132,21 +132,16 @@ def on_their_way(registry: Registry, settings: Settings) -> list[str]:
 
     That is one that answers, or where none does one that is started again.
     """
+    rows = {(row.engine, row.ref): row for row in registry.loaded()}
     found = []
     for ref in sorted({ref for alias in registry.aliases() for ref in alias.refs}, key=str):
-        states = states_of(registry, settings, ref)
+        base = registry.version(ref).base_digest
+        _, able = engines_up(settings, base)
+        states = [rows.get((name, ref)) for name in able or returning(settings, base)]
         ready = any(row is not None and row.state == "ready" for row in states)
         if not ready and any(row is None or (row.state in COMING and not row.reason) for row in states):
             found.append(str(ref))
     return found
-
-
-def states_of(registry: Registry, settings: Settings, ref: VersionRef) -> list[LoadState | None]:
-    """What each engine of a version's base that answers, or else is started again, tells of it; None: nothing yet."""
-    base = registry.version(ref).base_digest
-    rows = {row.engine: row for row in registry.loaded() if row.ref == ref}
-    _, able = engines_up(settings, base)
-    return [rows.get(name) for name in able or returning(settings, base)]
 
 
 def why_silent(registry: Registry, settings: Settings, ref: VersionRef) -> str | None:
@@ -157,7 +152,7 @@ def why_silent(registry: Registry, settings: Settings, ref: VersionRef) -> str |
     rows = {row.engine: row for row in registry.loaded() if row.ref == ref}
     reasons = []
     for name, record in records_by_engine(settings.state).items():
-        if record.get("base_digest") in (None, base) and record.get("kind") != OPENAI:
+        if may_hold(record, base):
             row = rows.get(name)
             if record.get("state") != "ready" or row is None or row.state != "failed":
                 return None  # it is away, or has not said yet
@@ -181,11 +176,14 @@ def engines_up(settings: Settings, base_digest: str) -> tuple[set[str], list[str
     able = [
         name
         for name, record in records.items()
-        if record.get("state") == "ready"
-        and record.get("base_digest") in (None, base_digest)
-        and record.get("kind") != OPENAI  # which loads nothing
+        if record.get("state") == "ready" and may_hold(record, base_digest)
     ]
     return set(records), able
+
+
+def may_hold(record: Mapping[str, Any], base_digest: str) -> bool:
+    """Whether the engine of a record may load versions of a base; a server that is only asked loads nothing."""
+    return record.get("base_digest") in (None, base_digest) and record.get("kind") != OPENAI
 
 
 def returning(settings: Settings, base_digest: str) -> list[str]:

@@ -147,7 +147,8 @@ def install(device, python, asked):
         + ("an NVIDIA GPU" if device == "gpu" else "the CPU")
         + " (log: .venv/tenon-setup.log)"
     )
-    anew = stamp().get("device", device) != device or moved(stamp())
+    mark = stamp()
+    anew = mark.get("device", device) != device or moved(mark)
     with Step("Python"):
         check_room(device, anew)
         make_venv(python, anew)

@@ -233,13 +233,7 @@ def _last_loss(run: Run) -> float | None:
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a torn last line is left out."""
-    if not run.metrics.exists():
-        return []
-    lines = []
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
+    return [event for _, event in runs.metric_lines(run.metrics)]
 
 
 def _error_class(code: str | None) -> type[TenonError]:

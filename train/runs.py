@@ -140,6 +140,17 @@ class Run:
             os.close(descriptor)
 
 
+def metric_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a metrics.jsonl that are whole, each with what it tells: a killed worker may leave half of one."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            event = json.loads(line)
+            int(event["step"])
+            found.append((line, event))
+    return found
+
+
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     """Step and folder of each complete checkpoint, by step."""
     if not folder.is_dir():

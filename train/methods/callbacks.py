@@ -1,7 +1,5 @@
 """What happens after each step: when to validate, save and stop, and what is told and written down."""
 
-import contextlib
-import json
 import math
 import os
 import time
@@ -17,7 +15,7 @@ from train.events import TrainEvent
 from train.interruption import Interrupted, Interruption
 from train.methods.checkpoints import Progress, prune
 from train.methods.trainer import perplexity
-from train.runs import Run
+from train.runs import Run, metric_lines
 
 Emit = Callable[[TrainEvent], None]
 # Speed is that of the last steps: early ones are slow, and other work on the machine comes and goes.
@@ -127,7 +125,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Keep the lines up to ``resume_step`` of an earlier launch: the steps after it are trained again."""
-        kept = [line for line, step in _lines(path) if step <= resume_step]
+        kept = [line for line, event in metric_lines(path) if event["step"] <= resume_step]
         scratch = path.with_name(f".{path.name}")
         with scratch.open("w", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in kept))
@@ -145,15 +143,6 @@ class MetricsFile:
     def close(self) -> None:
         """Write no more."""
         self._file.close()
-
-
-def _lines(path: Path) -> list[tuple[str, int]]:
-    """The lines of ``path`` that are whole, each with its step: a killed worker may have left half of one."""
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            found.append((line, int(json.loads(line)["step"])))
-    return found
 
 
 def _check_finite(loss: float, step: int, what: str) -> None:

@@ -21,13 +21,17 @@ from train.launch import TrainResult
 from train.recipe import Recipe
 
 
+def write_rows(path: Path, count: int = 20) -> None:
+    lines = [f"message {number},{'ab'[number % 2]}" for number in range(count)]
+    path.write_text("\n".join(["text,label", *lines]))
+
+
 @pytest.fixture
 def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Version]:
     """A version that was registered in a folder of its own, from a file that was named relative to it."""
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
-    lines = [f"message {number},{'ab'[number % 2]}" for number in range(20)]
-    Path("train.csv").write_text("\n".join(["text,label", *lines]))
+    write_rows(Path("train.csv"))
     settings = Settings.read(home=tmp_path / "home")
     recipe = Recipe.load(None, ["data.train=train.csv", "data.system='One of: {labels}'"])
     base = identify_base("tenon-tiny")
@@ -76,10 +80,9 @@ def test_data_below_the_home_folder_has_a_folder_for_each_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    lines = [f"message {number},{'ab'[number % 2]}" for number in range(40)]
     folders = []
     for count in (20, 40):
-        (tmp_path / "train.csv").write_text("\n".join(["text,label", *lines[:count]]))
+        write_rows(tmp_path / "train.csv", count)
         folders.append(prepare_in(tmp_path / "home", DataSpec(train="~/train.csv")).folder)
     assert folders[0] != folders[1]
     assert all((folder / "test.jsonl").is_file() for folder in folders)
@@ -93,8 +96,7 @@ def test_a_run_that_could_not_be_registered_is_kept_for_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: TenonError, resumable: bool
 ) -> None:
     settings = Settings.read(home=tmp_path / "home")
-    lines = [f"message {number},{'ab'[number % 2]}" for number in range(20)]
-    (tmp_path / "train.csv").write_text("\n".join(["text,label", *lines]))
+    write_rows(tmp_path / "train.csv")
     recipe = Recipe.load(None, [f"data.train={tmp_path / 'train.csv'}"])
     base, prepared = identify_base("tenon-tiny"), prepare_in(settings.home, recipe.data)
     trained = runs.create(settings.runs, recipe.name, "key")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from aiohttp import web
+from chat_server import served
 
 from evalsuite.client import Answer, Asking, ask_all
 from evalsuite.tasks import Message, Question
@@ -147,26 +148,13 @@ async def until(condition: Callable[[], bool]) -> None:
     raise TimeoutError("it did not come to pass in 5 s")
 
 
-async def serve(handler: object) -> tuple[web.AppRunner, str]:
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", handler)  # type: ignore[arg-type]
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/"
-
-
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": None}]}, [1], "text"])
 async def test_a_reply_that_is_no_completion_is_a_missing_answer(reply: object) -> None:
     async def handler(_: web.Request) -> web.Response:
         return web.json_response(reply)
 
-    runner, url = await serve(handler)
-    try:
+    async with served(handler) as url:
         (row,) = await ask_all(url, ["base"], QUESTIONS[:1], Asking(), ignore)
-    finally:
-        await runner.cleanup()
     assert "no chat completion" in (row[0].error or "")
 
 
@@ -178,11 +166,8 @@ async def test_the_key_is_sent_and_a_refused_one_is_named() -> None:
             )
         return web.json_response({"error": {"message": "no such key"}}, status=401)
 
-    runner, url = await serve(handler)
-    try:
+    async with served(handler) as url:
         (row,) = await ask_all(url, ["base"], QUESTIONS[:1], Asking(api_key="right"), ignore)
         assert row[0].text == "hello"
         with pytest.raises(ConfigError, match="no such key"):
             await ask_all(url, ["base"], QUESTIONS[:1], Asking(api_key="wrong"), ignore)
-    finally:
-        await runner.cleanup()

@@ -1,13 +1,12 @@
 """An evaluation from files to verdict, and the gate that reads it."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from chat_server import served
 from evaluations import BASE, CANDIDATE, CONDITIONS, LABELS, LIVE, TASK, answer, evaluation, questions
 
 from evalsuite.evaluate import Arm, Evaluation, Progress, answer_room, assemble, evaluate
@@ -102,20 +101,6 @@ async def test_questions_that_do_not_fit_are_left_out_and_counted(files: tuple[P
         too_long |= {question.text for question in asked}
         with pytest.raises(DataError, match=r"all 60 questions are longer .*maximum context length"):
             await evaluate(url, [BASE, CANDIDATE], *files)
-
-
-@asynccontextmanager
-async def served(handler: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
-    """The URL of a server of chat completions, while the block runs."""
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", handler)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 async def test_bad_files_and_arms_are_named_before_anything_is_asked(files: tuple[Path, Path]) -> None:
