@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.console import note, step
+from deploy.prompts import written_otherwise
 from deploy.questions import Questions
 from deploy.serving import base_served, wait_until_loaded, why_silent
 from deploy.status import require_up
@@ -16,6 +17,7 @@ from serve.config import Settings
 from serve.operator import operator_secret
 from serve.records import write_json
 from serve.registry import Registry, Version
+from train.runs import Run
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def judge(
     with step("load") as current:
         seconds = wait_until_loaded(registry, settings, version.ref, current.say)
         current.result = f"{version.engine_name} ready in {seconds:.1f} s, probed: it answers as itself"
+    warn_of_prompts(settings, version)
     with step("evaluate") as current:
         base, context = base_served(settings, version)
         arms, silent = arms_of(settings, registry, version, base)
@@ -84,6 +87,21 @@ def judge(
         silent=silent[0] if silent else None,
     )
     return Judgement(evaluation, decision, report)
+
+
+def warn_of_prompts(settings: Settings, version: Version) -> None:
+    """Say where the engine writes prompts otherwise than they were trained; the evaluation asks as users do anyway."""
+    if version.lineage.run is None:
+        return
+    url, key = str(require_up(settings.home).url), operator_secret(settings.state)
+    asked = Run(settings.runs / version.lineage.run).asked
+    if (differ := written_otherwise(url, key, str(version.ref), asked)) is not None:
+        trained, now = differ
+        note(
+            f"the engine writes prompts otherwise than training did: {now!r}, where it was {trained!r}; see "
+            "docs/training.md, What is learnt",
+            "yellow",
+        )
 
 
 def record(

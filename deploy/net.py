@@ -7,6 +7,7 @@ from typing import Any
 from serve.net import access_in
 
 PROBE_TIMEOUT = 2.0  # seconds that a part is given to answer a health check
+POST_TIMEOUT = 10.0  # seconds for a small question
 
 
 def answers(url: str) -> bool:
@@ -26,6 +27,21 @@ def get_json(url: str) -> dict[str, Any]:
     """The JSON that ``url`` answers, or an empty mapping where it does not."""
     try:
         with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT) as response:
+            content = json.loads(response.read())
+            return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def post_json(url: str, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
+    """The JSON that ``url`` answers to ``body``, or an empty mapping where it does not; ``key`` is a bearer token."""
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    if key is not None:
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=POST_TIMEOUT) as response:
             content = json.loads(response.read())
             return content if isinstance(content, dict) else {}
     except (OSError, ValueError):

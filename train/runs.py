@@ -5,6 +5,7 @@
         job.json                what the worker is told
         metrics.jsonl           one line per step and validation, as they happen
         worker.log              what the libraries said
+        asked.json              the first training row, and the tokens of its prompt
         checkpoints/step-<n>/   complete ones only: each gets this name when its last byte is on disk
         adapter/                the result: adapter_config.json and adapter_model.safetensors
 
@@ -93,6 +94,11 @@ class Run:
     def log(self) -> Path:
         """What the libraries printed."""
         return self.folder / "worker.log"
+
+    @property
+    def asked(self) -> Path:
+        """The first training row and the tokens of its prompt, which a server is to write alike."""
+        return self.folder / "asked.json"
 
     @property
     def job(self) -> Path:

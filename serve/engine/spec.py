@@ -18,6 +18,7 @@ import psutil
 from serve.engine.device import Device, installed_device
 from serve.engine.limits import EngineLimits
 from serve.engine.processor import multiplies_bfloat16
+from serve.engine.templates import chat_template, content_format
 from serve.errors import ConfigError
 from serve.registry.serving import LABELS, TEXT, Serving
 from serve.telemetry import PROTOCOL
@@ -30,6 +31,7 @@ PLUGIN, START_PLUGIN = "tenon_cpu_lora", "tenon_forked_core"
 """Our entry points in ``vllm.general_plugins``."""
 
 TEMPLATE_DEFAULTS = "--default-chat-template-kwargs"
+TEMPLATE, CONTENT_FORMAT = "--chat-template", "--chat-template-content-format"
 TOOL_PARSER = "--tool-call-parser"
 HERMES_CALL, CODER_CALL = "<tool_call>", "<function="
 """What the chat templates say of models that call tools as Hermes did (Qwen 2.5 and 3), and as Qwen 3 Coder does. Of
@@ -140,6 +142,8 @@ class EngineSpec:
         if "enable_thinking" in template and not self._user_sets(TEMPLATE_DEFAULTS):
             # Adapters are trained on prompts with thinking off; a request may still turn it on.
             argv += [TEMPLATE_DEFAULTS, json.dumps({"enable_thinking": False})]
+        if template and not self._user_sets(CONTENT_FORMAT) and not self._user_sets(TEMPLATE):
+            argv += [CONTENT_FORMAT, content_format(template)]
         if self.otlp_endpoint is not None and not self._user_sets(TRACES):
             argv += [TRACES, self.otlp_endpoint]
         if HERMES_CALL in template and CODER_CALL not in template and not self._user_sets(TOOL_PARSER):
@@ -235,18 +239,6 @@ class EngineSpec:
         """Twelve hex digits, equal for specs that serve alike; only such an engine is adopted."""
         words = [*self.argv(port=0), *(() if self.cpu_lora else ("without", PLUGIN))]
         return hashlib.sha256(shlex.join(words).encode()).hexdigest()[:12]
-
-
-def chat_template(model: Path) -> str:
-    """The chat template of a model folder, or of several the text that holds them all; empty if there is none."""
-    try:
-        if (model / "chat_template.jinja").is_file():
-            return (model / "chat_template.jinja").read_text(encoding="utf-8")
-        config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
-        # One template, or a list of named ones.
-        return json.dumps(config.get("chat_template")) if isinstance(config, dict) else ""
-    except (OSError, ValueError):
-        return ""  # vLLM says what is wrong with it
 
 
 def weights_bytes(model: Path) -> int:

@@ -11,8 +11,12 @@ from support.commands import cause_and_hint, tenon
 from support.stack import RunningStack
 
 from deploy.net import get_json
+from evalsuite.load.adapters import write_adapter
 from serve.errors import SilentAdapter
 from serve.records import read_json
+from serve.registry import Lineage
+from train.methods.tokens import load_tokenizer, stop_tokens, tokenize
+from train.runs import Run
 
 ASK = [{"role": "user", "content": "Hello there"}]
 
@@ -60,6 +64,34 @@ def test_eval_of_a_random_adapter_is_not_better_and_exits_with_3(stack: RunningS
     assert [record.verdict for record in stack.registry.evaluations(version.ref)] == [outcome["verdict"]]
     refused = tenon(stack.settings.home, "deploy", str(version.ref))
     assert refused.returncode == 3
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_an_engine_that_writes_prompts_otherwise_than_training_did_is_told(
+    stack: RunningStack, alike: bool
+) -> None:
+    system = [{"role": "system", "content": "Classify."}]
+    row = {"prompt": [*system, *ASK], "completion": [{"role": "assistant", "content": "yes"}]}
+    data = stack.folder / "train.jsonl"
+    data.write_text(json.dumps(row))
+    tokenizer = load_tokenizer(stack.base.path)
+    rows = tokenize(data, tokenizer, stop_tokens(tokenizer, stack.base.path), 256)
+    tokens = rows.first_prompt if alike else rows.first_prompt[:-1]
+    run = Run(stack.settings.runs / f"prompts-{alike}")
+    run.folder.mkdir(parents=True)
+    asked = {"messages": row["prompt"], "tools": None, "tokens": tokens, "day": None}
+    run.asked.write_text(json.dumps(asked))
+    name = f"prompts-{alike}".lower()
+    files = write_adapter(stack.folder / name, stack.base, seed=61, scale=2.0)
+    lineage = Lineage(run=run.folder.name)
+    version = stack.registry.register(files, name, stack.base, max_rank=64, lineage=lineage)
+    questions = stack.folder / "prompts.csv"
+    lines = [f"is it {number}?,{'yes' if number % 2 else 'no'}" for number in range(12)]
+    questions.write_text("\n".join(["text,label", *lines]))
+    done = tenon(stack.settings.home, "eval", str(version.ref), "--data", str(questions), "--json")
+    assert done.returncode == 3, done.stderr
+    told = " ".join(done.stderr.split())
+    assert ("the engine writes prompts otherwise than training did" in told) != alike
 
 
 def test_all_zero_adapter_is_refused_by_the_probe(stack: RunningStack) -> None:

@@ -1,8 +1,10 @@
 """Supervised fine-tuning of a LoRA adapter, by TRL's SFTTrainer and PEFT."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from train.methods.trainer import AdapterTrainer
 from train.methods.tree_attention import PRODUCTS_UP_TO, share_starts
 from train.plan import epochs, eval_every, total_steps
 from train.recipe import Recipe
-from train.runs import Run
+from train.runs import Run, write_text
 
 PROBED = 3
 """Rows of each split that are asked before it is decided how batches are laid out."""
@@ -71,6 +73,7 @@ def _train(
     emit(TrainEvent(event="phase", message="reading rows"))
     tokenizer = load_tokenizer(Path(job["base"]["path"]))
     splits = read_splits(job, tokenizer, emit)
+    keep_asked(run, splits["train"], tokenizer)
     emit(TrainEvent(event="phase", message="loading the base"))
     metrics = MetricsFile(run.metrics, resumed_from or 0)
 
@@ -135,6 +138,21 @@ def read_splits(
             else "shorten the rows, or train a base that reads more",
         )
     return splits
+
+
+def keep_asked(run: Run, rows: TokenRows, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep the first row and its prompt's tokens, by which it is found out whether a server writes prompts alike.
+
+    ``day`` is there where the template writes the date, and its prompts differ from day to day.
+    """
+    dated = "strftime_now" in json.dumps(tokenizer.chat_template)
+    asked = {
+        "messages": rows.first["prompt"],
+        "tools": rows.first.get("tools"),
+        "tokens": rows.first_prompt,
+        "day": date.today().isoformat() if dated else None,
+    }
+    write_text(run.asked, json.dumps(asked, ensure_ascii=False) + "\n")
 
 
 def make_trainer(

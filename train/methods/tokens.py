@@ -3,16 +3,15 @@
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from serve.errors import BaseModelError, DataError
+from train.methods.rendering import Rendering
 
 IGNORED = -100
 SHOWN = 3
@@ -22,14 +21,24 @@ AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Tokenised rows. ``too_long`` names those that were left out, as (row number from 1, id, tokens)."""
+    """Tokenised rows. ``too_long`` names those that were left out, as (row number from 1, id, tokens).
+
+    ``first`` is the first row as the file has it.
+    """
 
     ids: list[list[int]]
     labels: list[list[int]]
     too_long: list[tuple[int, str, int]]
+    first: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def first_prompt(self) -> list[int]:
+        """The tokens of the first row's prompt."""
+        asked = sum(1 for _ in takewhile(lambda label: label == IGNORED, self.labels[0]))
+        return self.ids[0][:asked]
 
     @property
     def longest(self) -> int:
@@ -99,7 +108,8 @@ def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], ma
     """Tokenise a split of conversational prompt–completion rows by the base's own chat template.
 
     A row begins with the tokens of its prompt, exactly as a request would have them; those after it are supervised, and
-    hold a stop token, so that the adapter learns to end its answer. Rows with more than ``max_length`` tokens are
+    hold a stop token, so that the adapter learns to end its answer: the template's own, or the one with which it begins
+    the next question. Rows with more than ``max_length`` tokens are
     left out, never cut. Raises DataError where a row has nothing to learn from or is none that the template takes, and
     BaseModelError where the template is not one to learn by.
     """
@@ -107,7 +117,7 @@ def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], ma
     rows = TokenRows([], [], [])
     silent: list[tuple[int, str]] = []
     unending: list[tuple[int, str]] = []
-    for number, row, start, whole in _encoded(name, read_rows(path), tokenizer):
+    for number, row, start, whole in _encoded(name, read_rows(path), tokenizer, stops):
         shared = len(start)
         labels = [IGNORED] * shared + whole[shared:]
         says_something = any(
@@ -120,6 +130,8 @@ def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], ma
         elif len(whole) > max_length:
             rows.too_long.append((number, str(row.get("id", "?")), len(whole)))
         else:
+            if not rows.ids:
+                rows.first.update(row)
             rows.ids.append(whole)
             rows.labels.append(labels)
     _refuse(name, silent, unending)
@@ -147,12 +159,16 @@ def _some(rows: Sequence[tuple[int, str]]) -> str:
 
 
 def _encoded(
-    name: str, rows: Iterator[tuple[int, Mapping[str, Any]]], tokenizer: PreTrainedTokenizerBase
+    name: str,
+    rows: Iterator[tuple[int, Mapping[str, Any]]],
+    tokenizer: PreTrainedTokenizerBase,
+    stops: set[int],
 ) -> Iterator[tuple[int, Mapping[str, Any], list[int], list[int]]]:
     """Number and row, the tokens of its prompt, and those of prompt and completion, which begin with them."""
-    ending = Ending(tokenizer)
+    rendering = Rendering(tokenizer)
+    between = tokenizer(rendering.between, add_special_tokens=False)["input_ids"]
     while some := list(islice(rows, AT_ONCE)):
-        texts = [_texts(name, number, row, tokenizer, ending) for number, row in some]
+        texts = [_texts(name, number, row, rendering) for number, row in some]
         flat = [text for pair in texts for text in pair]
         ids = tokenizer(flat, add_special_tokens=False)["input_ids"]
         for place, (number, row) in enumerate(some):
@@ -163,66 +179,24 @@ def _encoded(
                 prompt, text = texts[place]
                 rest = text[len(prompt) :]
                 whole = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
+            if len(whole) > len(start) and stops.isdisjoint(whole[len(start) :]):
+                whole = whole + _until_stop(between, stops)
             yield number, row, start, whole
 
 
-def _texts(
-    name: str, number: int, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, ending: "Ending"
-) -> tuple[str, str]:
-    """The prompt as a request has it, and the same with the answer after it."""
-    try:
-        prompt = _render(tokenizer, row["prompt"], row.get("tools"), add_generation_prompt=True)
-        whole = _render(tokenizer, [*row["prompt"], *row["completion"]], row.get("tools"))
-    except TemplateSyntaxError as error:
-        raise BaseModelError(f"the base's chat template is broken: {error}", "fetch the base anew") from error
-    except (TemplateError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{name}: row {number} (id {row.get('id', '?')}) is none that the base's chat template takes: {error}",
-            "change the row's roles, tools or calls; a template without a place for a system message wants "
-            "data.system: ''",
-        ) from error
-    if whole.startswith(prompt):
-        return prompt, whole
-    answer = ending.of(str(row["completion"][0].get("content") or ""))
-    if answer is None:
-        raise BaseModelError(
-            f"{name}: row {number} (id {row.get('id', '?')}): the base's chat template writes a prompt otherwise "
-            "once an answer follows it, so that what is trained would not be what is asked",
-            "give the base a chat_template.jinja whose conversations begin with their prompts, or choose another base",
-        )
-    return prompt, prompt + answer
+def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
+    """The tokens up to the first that ends a generation; none without one.
 
-
-class Ending:
-    """What a template makes of an answer after its prompt, learnt from a conversation of one question.
-
-    For templates that write a system message into the last turn: it is gone from there when an answer follows.
+    For templates that do not close an answer: there the token that begins the next question ends it.
     """
-
-    MARK = "an answer to be found again"
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-
-    def of(self, answer: str) -> str | None:
-        """The text after the prompt, None where not even that conversation begins with its prompt."""
-        before, mark, after = self._pattern.partition(self.MARK)
-        return f"{before}{answer}{after}" if mark else None
-
-    @cached_property
-    def _pattern(self) -> str:
-        asked = [{"role": "user", "content": "x"}]
-        told = [*asked, {"role": "assistant", "content": self.MARK}]
-        prompt = _render(self._tokenizer, asked, None, add_generation_prompt=True)
-        whole = _render(self._tokenizer, told, None)
-        return whole[len(prompt) :] if whole.startswith(prompt) else ""
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in stops), [])
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Any, **options: Any
-) -> str:
-    # Templates of models that think put an empty thought before an answer. With thinking off it ends the prompt,
-    # where the engine is told to put it too (serve.engine.spec); templates that know no such switch ignore it.
-    return str(
-        tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, enable_thinking=False, **options)
-    )
+def _texts(name: str, number: int, row: Mapping[str, Any], rendering: Rendering) -> tuple[str, str]:
+    """The prompt as a request has it, and the same with the answer after it; an error names the row."""
+    try:
+        return rendering.texts(row)
+    except DataError as error:
+        raise DataError(
+            f"{name}: row {number} (id {row.get('id', '?')}) is {error.message}", error.hint
+        ) from error

@@ -159,6 +159,27 @@ def test_the_users_own_template_settings_win(tmp_path, extra):
     assert sum(arg.startswith("--default-chat-template-kwargs") for arg in argv) == 1
 
 
+IN_PARTS = "{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "extra", "forms"),
+    [
+        (IN_PARTS, (), ["openai"]),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", (), ["string"]),
+        (IN_PARTS, ("--chat-template-content-format", "string"), ["string"]),
+        (IN_PARTS, ("--chat_template_content_format=auto",), []),
+        (IN_PARTS, ("--chat-template", "own.jinja"), []),
+        (None, (), []),
+    ],
+)
+def test_the_engine_gives_messages_to_the_template_as_training_does(tmp_path, template, extra, forms):
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    argv = spec(model=tmp_path, extra_args=extra).argv()
+    assert [after for before, after in pairwise(argv) if before == "--chat-template-content-format"] == forms
+
+
 HERMES = '{{ tools }}<tool_call>\n{"name": <function-name>}</tool_call>'
 
 

@@ -70,6 +70,20 @@ def test_a_template_that_does_not_end_the_answer_is_found_out(tmp_path: Path) ->
         tokenized(tmp_path, [make_row(0)], template=endless)
 
 
+def test_an_answer_that_is_not_closed_ends_where_the_next_question_begins(tmp_path: Path) -> None:
+    # As GLM's and Apertus' templates have it: the token that opens a turn ends a generation.
+    opened = TEMPLATE.replace("{{ m.content }}<|im_end|>", "{{ m.content }}").replace(
+        "<|im_start|>{{ m.role }}",
+        "{% if m.role == 'assistant' %}<|im_start|>{% else %}<|im_end|>{% endif %}{{ m.role }}",
+    )
+    rows, tokenizer = tokenized(tmp_path, [make_row(0), make_row(1)], template=opened)
+    for number, labels in enumerate(rows.labels):
+        supervised = [label for label in labels if label != IGNORED]
+        answer = make_row(number)["completion"][0]["content"]
+        assert words(tokenizer, supervised) == f"{answer} \n <|im_end|>"
+        assert rows.ids[number][-len(supervised) :] == supervised
+
+
 MISTRAL = (
     "{% set own = messages[0].role == 'system' %}{% set rest = messages[1:] if own else messages %}"
     "{% for m in rest %}{% if m.role == 'user' %}[INST] "
@@ -100,7 +114,7 @@ def test_a_row_begins_as_its_request_does_also_where_the_template_moves_the_syst
 
 
 def test_a_template_whose_prompts_no_answer_can_follow_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=r"row 1 \(id 000000000000\): .* would not be what is asked"):
+    with pytest.raises(BaseModelError, match=r"\(without '<think>'\), so that what is trained would"):
         tokenized(tmp_path, [make_row(0)], template=THINKING)
 
 
@@ -209,3 +223,12 @@ def test_a_sample_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     assert [rows.labels[place] for place in places] == drawn.labels
     assert places == sorted(places)
     assert rows.sample(20, seed=1) is rows
+
+
+def test_the_first_row_that_is_kept_is_told_apart_with_its_prompt(tmp_path: Path) -> None:
+    long = make_row(0, answer=" ".join(["billing"] * 80))
+    rows, tokenizer = tokenized(tmp_path, [long, make_row(1), make_row(2)])
+    assert [number for number, *_ in rows.too_long] == [1]
+    assert rows.first == make_row(1)
+    text = tokenizer.apply_chat_template(make_row(1)["prompt"], tokenize=False, add_generation_prompt=True)
+    assert rows.first_prompt == tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -91,6 +91,19 @@ def test_metrics_are_kept(trained: Trained) -> None:
     assert Run(result.run_dir).state()["status"] == "finished"
 
 
+def test_the_first_prompt_is_kept_with_its_tokens(trained: Trained, room: Room) -> None:
+    asked = json.loads(Run(trained[0].run_dir).asked.read_text())
+    row = json.loads((room.prepared.folder / "train.jsonl").read_text().splitlines()[0])
+    tokenizer = AutoTokenizer.from_pretrained(room.base.path)
+    text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    assert asked == {
+        "messages": row["prompt"],
+        "tools": None,
+        "tokens": tokenizer(text, add_special_tokens=False)["input_ids"],
+        "day": None,
+    }
+
+
 def test_the_adapter_is_two_files_that_name_the_base(trained: Trained, room: Room) -> None:
     result, _ = trained
     assert names(result.adapter_dir) == ["adapter_config.json", "adapter_model.safetensors"]
