@@ -2,12 +2,16 @@
 
 import json
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from serve.net import access_in
 
 PROBE_TIMEOUT = 2.0  # seconds that a part is given to answer a health check
 POST_TIMEOUT = 10.0  # seconds for a small question
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks without a proxy, as all other parts do: those that are asked are ours, and what is sent is theirs alone."""
+UNANSWERED = (OSError, ValueError, HTTPException)
 
 
 def answers(url: str) -> bool:
@@ -17,19 +21,19 @@ def answers(url: str) -> bool:
         request = urllib.request.Request(where)
         for name, value in access.items():
             request.add_unredirected_header(name, value)
-        with urllib.request.urlopen(request, timeout=PROBE_TIMEOUT) as response:
+        with DIRECT.open(request, timeout=PROBE_TIMEOUT) as response:
             return bool(response.status == 200)
-    except (OSError, ValueError):
+    except UNANSWERED:
         return False
 
 
 def get_json(url: str) -> dict[str, Any]:
     """The JSON that ``url`` answers, or an empty mapping where it does not."""
     try:
-        with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT) as response:
+        with DIRECT.open(url, timeout=PROBE_TIMEOUT) as response:
             content = json.loads(response.read())
             return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
+    except UNANSWERED:
         return {}
 
 
@@ -41,8 +45,8 @@ def post_json(url: str, body: dict[str, Any], key: str | None = None) -> dict[st
     if key is not None:
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=POST_TIMEOUT) as response:
+        with DIRECT.open(request, timeout=POST_TIMEOUT) as response:
             content = json.loads(response.read())
             return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
+    except UNANSWERED:
         return {}

@@ -17,7 +17,8 @@ BEFORE, AFTER = 6, 16
 def written_otherwise(url: str, key: str | None, model: str, asked: Path) -> tuple[str, str] | None:
     """How a training row's prompt went on where the engine goes on otherwise, and what the engine has there.
 
-    ``asked`` is what the training kept. None where both are alike, and where nobody can tell.
+    ``asked`` is what the training kept; the engine is asked for an answer of one token, as some write the prompts of
+    chats by other means than what their ``/tokenize`` tells. None where both are alike, and where nobody can tell.
     """
     try:
         kept = json.loads(asked.read_text(encoding="utf-8"))
@@ -26,17 +27,19 @@ def written_otherwise(url: str, key: str | None, model: str, asked: Path) -> tup
     except (OSError, ValueError, LookupError, TypeError):
         return None  # of an adapter that was trained elsewhere, or before this was kept
     if day not in (None, date.today().isoformat()):
-        return None  # the template writes the date
-    body = {"model": model, "messages": messages} | ({"tools": tools} if tools else {})
-    now = post_json(f"{url}/tokenize", body, key).get("tokens")
+        return None  # the template may write the date
+    body = {"model": model, "messages": messages, "max_tokens": 1, "return_token_ids": True}
+    if tools:
+        body |= {"tools": tools, "tool_choice": "none"}
+    now = post_json(f"{url}/v1/chat/completions", body, key).get("prompt_token_ids")
     if not isinstance(now, list) or now == trained:
         return None
     at = next(place for place, (one, other) in enumerate(zip_longest(trained, now)) if one != other)
-    return _text(url, key, model, trained, at), _text(url, key, model, now, at)
+    parts = [tokens[max(0, at - BEFORE) : at + AFTER] for tokens in (trained, now)]
+    first, second = (_text(url, key, model, part) for part in parts)
+    return (first, second) if first != second else (f"tokens {parts[0]}", f"tokens {parts[1]}")
 
 
-def _text(url: str, key: str | None, model: str, tokens: Sequence[Any], at: int) -> str:
-    """What the tokens around a place say; the tokens themselves where the engine does not tell."""
-    some = list(tokens[max(0, at - BEFORE) : at + AFTER])
-    said = post_json(f"{url}/detokenize", {"model": model, "tokens": some}, key).get("prompt")
-    return said if isinstance(said, str) else f"tokens {some}"
+def _text(url: str, key: str | None, model: str, tokens: Sequence[Any]) -> str:
+    """What tokens say; empty where the engine does not tell."""
+    return str(post_json(f"{url}/detokenize", {"model": model, "tokens": tokens}, key).get("prompt", ""))

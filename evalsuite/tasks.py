@@ -33,6 +33,7 @@ class Message(BaseModel):
         message = self.model_dump(exclude_none=True)
         if self.tool_calls is not None:
             message["tool_calls"] = [_call_to_openai(call) for call in self.tool_calls]
+            message["content"] = self.content or None  # as clients send it
         return message
 
 

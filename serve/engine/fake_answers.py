@@ -159,7 +159,11 @@ class Reply:
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
         write = self._chat_choice if self.chat else self._text_choice
+        asked = {}
+        if self.chat and self.body.get("return_token_ids"):
+            asked["prompt_token_ids"] = list(str(self.body["messages"][-1].get("content")).encode())
         return self._head("chat.completion" if self.chat else "text_completion") | {
+            **asked,
             "choices": [write(number, choice) for number, choice in enumerate(self.choices)],
             "system_fingerprint": FINGERPRINT,
             "usage": self.usage() | {"prompt_tokens_details": None, "completion_tokens_details": None},

@@ -18,7 +18,7 @@ import psutil
 from serve.engine.device import Device, installed_device
 from serve.engine.limits import EngineLimits
 from serve.engine.processor import multiplies_bfloat16
-from serve.engine.templates import chat_template, content_format
+from serve.engine.templates import chat_template, format_of
 from serve.errors import ConfigError
 from serve.registry.serving import LABELS, TEXT, Serving
 from serve.telemetry import PROTOCOL
@@ -32,6 +32,7 @@ PLUGIN, START_PLUGIN = "tenon_cpu_lora", "tenon_forked_core"
 
 TEMPLATE_DEFAULTS = "--default-chat-template-kwargs"
 TEMPLATE, CONTENT_FORMAT = "--chat-template", "--chat-template-content-format"
+TOKENIZER = "--tokenizer-mode"
 TOOL_PARSER = "--tool-call-parser"
 HERMES_CALL, CODER_CALL = "<tool_call>", "<function="
 """What the chat templates say of models that call tools as Hermes did (Qwen 2.5 and 3), and as Qwen 3 Coder does. Of
@@ -138,20 +139,29 @@ class EngineSpec:
                 argv += ["--distributed-executor-backend", ONE_PROCESS]
         elif not self._user_sets(GPU_SHARE):
             argv += [GPU_SHARE, str(DEFAULT_GPU_SHARE)]
-        template = chat_template(self.model)
-        if "enable_thinking" in template and not self._user_sets(TEMPLATE_DEFAULTS):
-            # Adapters are trained on prompts with thinking off; a request may still turn it on.
-            argv += [TEMPLATE_DEFAULTS, json.dumps({"enable_thinking": False})]
-        if template and not self._user_sets(CONTENT_FORMAT) and not self._user_sets(TEMPLATE):
-            argv += [CONTENT_FORMAT, content_format(template)]
+        argv += self._chat_options()
         if self.otlp_endpoint is not None and not self._user_sets(TRACES):
             argv += [TRACES, self.otlp_endpoint]
-        if HERMES_CALL in template and CODER_CALL not in template and not self._user_sets(TOOL_PARSER):
-            argv += ["--enable-auto-tool-choice", TOOL_PARSER, "hermes"]
         if self.serving.labels and not self._user_sets(LABELS):
             # vLLM's own limit is the base's number of labels, and a base without a head has 2.
             argv += [LABELS, str(self.serving.labels)]
         return argv + list(self.extra_args)
+
+    def _chat_options(self) -> list[str]:
+        """How prompts of chats are written, as in training, and how calls of tools are read."""
+        options: list[str] = []
+        template = chat_template(self.model)
+        if "enable_thinking" in template and not self._user_sets(TEMPLATE_DEFAULTS):
+            # Adapters are trained on prompts with thinking off; a request may still turn it on.
+            options += [TEMPLATE_DEFAULTS, json.dumps({"enable_thinking": False})]
+        if template and not self._user_sets(CONTENT_FORMAT) and not self._user_sets(TEMPLATE):
+            options += [CONTENT_FORMAT, format_of(self.model)]
+        if template and _of_mistral(self.model) and not self._user_sets(TOKENIZER):
+            # vLLM would write prompts by Mistral's own program, which knows nothing of the template.
+            options += [TOKENIZER, "hf"]
+        if HERMES_CALL in template and CODER_CALL not in template and not self._user_sets(TOOL_PARSER):
+            options += ["--enable-auto-tool-choice", TOOL_PARSER, "hermes"]
+        return options
 
     @property
     def limits(self) -> EngineLimits:
@@ -244,3 +254,8 @@ class EngineSpec:
 def weights_bytes(model: Path) -> int:
     """Bytes of all weight files in a model folder; 0 if there are none."""
     return sum(file.stat().st_size for file in model.glob("*.safetensors"))
+
+
+def _of_mistral(model: Path) -> bool:
+    """Whether the folder has the files by which vLLM tells Mistral's own tokenizer."""
+    return any(path for name in ("tekken.json", "tokenizer.model.v*") for path in model.glob(name))

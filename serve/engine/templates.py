@@ -14,20 +14,36 @@ if TYPE_CHECKING:
 ContentFormat = Literal["string", "openai"]
 """What a message says is given to the template as text, or as OpenAI's list of parts (both are vLLM's names)."""
 
-CONVERSATIONS = (("system", "user", "assistant", "user"), ("user", "assistant", "user"))
-"""Roles of the conversations that a template is tried with; many take no system message."""
+ROLES = (("system", "user", "assistant", "user"), ("user", "assistant", "user"))
+"""Of the conversations that a template is tried with; many take no system message."""
 
 
 def chat_template(model: Path) -> str:
     """The chat template of a model folder, or of several the text that holds them all; empty if there is none."""
+    template = _template(model)
+    return template if isinstance(template, str) else json.dumps(template)
+
+
+def default_template(template: object) -> str:
+    """Of named templates, as a list or by name, the one for chats without tools; a single one as it is."""
+    if isinstance(template, list):
+        template = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else ""
+
+
+def format_of(model: Path) -> ContentFormat:
+    """:func:`content_format` of a model folder."""
+    return content_format(default_template(_template(model)))
+
+
+def _template(model: Path) -> Any:
     try:
         if (model / "chat_template.jinja").is_file():
             return (model / "chat_template.jinja").read_text(encoding="utf-8")
         config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
-        template = config.get("chat_template") if isinstance(config, dict) else None
-        if not template or isinstance(template, str):
-            return template or ""
-        return json.dumps(template)  # a list of named ones
+        return (isinstance(config, dict) and config.get("chat_template")) or ""
     except (OSError, ValueError):
         return ""  # vLLM says what is wrong with it
 
@@ -36,19 +52,35 @@ def chat_template(model: Path) -> str:
 def content_format(template: str) -> ContentFormat:
     """The form in which ``template`` writes out what messages say, parts where it can do both.
 
-    Found by rendering a conversation. vLLM reads the template instead, and gives parts to some that write those of a
-    system message as Python writes a list. A template that cannot be rendered is given text.
+    Found by rendering conversations. vLLM reads the template instead, and gives parts to some that write those of a
+    system message, or beside a call, as Python writes a list. A template that cannot be rendered is given text.
     """
     if not re.search(r"\btext\b", template):
         return "string"  # it looks into no part
-    for roles in CONVERSATIONS:
-        said = {role: f"this is what the {role} says" for role in roles}
-        chat = [{"role": role, "content": said[role]} for role in roles]
-        if _tells(template, in_format(chat, "openai"), said.values()):
-            return "openai"
-        if _tells(template, chat, said.values()):
-            return "string"
-    return "string"
+    found = next((form for roles in ROLES if (form := _form(template, _chat(*roles)))), None)
+    if found is None or found == "string":
+        return "string"
+    return (
+        _form(template, _chat("user", "caller")) or found
+    )  # a template that takes no calls says nothing of them
+
+
+def _form(template: str, chat: Sequence[Mapping[str, Any]]) -> ContentFormat | None:
+    """The form in which the template writes this conversation out; None where it does so in none."""
+    said = [str(message["content"]) for message in chat]
+    forms: tuple[ContentFormat, ...] = ("openai", "string")
+    return next((form for form in forms if _tells(template, in_format(chat, form), said)), None)
+
+
+def _chat(*roles: str) -> list[dict[str, Any]]:
+    """A conversation in which each says something, and a caller calls a function as well."""
+    call = {"id": "call12345", "function": {"arguments": {}, "name": "find"}, "type": "function"}
+    return [
+        {"role": "assistant", "content": "this is what the caller says", "tool_calls": [call]}
+        if role == "caller"
+        else {"role": role, "content": f"this is what the {role} says"}
+        for role in roles
+    ]
 
 
 def in_format(messages: Sequence[Mapping[str, Any]], form: ContentFormat) -> list[Mapping[str, Any]]:
@@ -57,13 +89,15 @@ def in_format(messages: Sequence[Mapping[str, Any]], form: ContentFormat) -> lis
         return list(messages)
     return [
         # What a tool says stays text.
-        message if message["role"] == "tool" else {**message, "content": _parts(message.get("content"))}
+        message if message["role"] == "tool" else {**message, "content": _parts(message)}
         for message in messages
     ]
 
 
-def _parts(content: str | None) -> list[dict[str, str]]:
-    return [{"type": "text", "text": content}] if content else []
+def _parts(message: Mapping[str, Any]) -> list[dict[str, str]]:
+    # An assistant that called tools and said nothing has no content in a request, any other an empty text.
+    text = message["content"]
+    return [] if not text and message.get("tool_calls") else [{"type": "text", "text": text}]
 
 
 def _tells(template: str, chat: Sequence[Mapping[str, Any]], said: Iterable[str]) -> bool:

@@ -9,6 +9,8 @@ from serve.errors import BaseModelError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+UNWANTED = ["consolidated*"]
+"""The same weights once more, as Mistral's own programs have them."""
 
 
 Say = Callable[[str], None]
@@ -27,7 +29,11 @@ def download(model: str, say: Say | None = None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=WANTED, tqdm_class=_meter(model, say)))
+        return Path(
+            snapshot_download(
+                model, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=_meter(model, say)
+            )
+        )
     except errors.GatedRepoError as error:
         raise BaseModelError(
             f"the hub model {model} is gated",

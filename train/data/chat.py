@@ -102,8 +102,9 @@ def _calls(value: object, cleaner: Cleaner) -> list[Any]:
         arguments = _parsed(_either(function, "arguments", "parameters"), NOT_ARGUMENTS) or {}
         if not isinstance(arguments, Mapping):
             raise Unusable(NOT_ARGUMENTS)
-        called = {"name": function["name"], "arguments": cleaner.value(arguments)}
-        calls.append({**named, "type": "function", "function": called})
+        # In the order that the engine's requests have, as some templates write a call out as it is.
+        called = {"arguments": cleaner.value(arguments), "name": function["name"]}
+        calls.append({**named, "function": called, "type": "function"})
     return calls
 
 

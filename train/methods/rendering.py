@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from serve.engine.templates import ContentFormat, content_format, in_format
+from serve.engine.templates import content_format, default_template, in_format
 from serve.errors import BaseModelError, DataError
 
 MARK = "an answer to be found again"
@@ -17,6 +17,8 @@ NEXT = "a question to be found again"
 
 CLOSED = re.compile(r"(</[\w:-]+>|<\w+\|>|<\|END_\w+\|>)\s*$")
 """How a thought ends that templates put into a prompt, so that the answer follows at once."""
+OPEN = re.compile(r"(<(think|thinking|thought|reasoning)>|<\|START_THINKING\|>|\[THINK\])\s*$", re.IGNORECASE)
+"""How a prompt ends that has the model think first."""
 
 REFUSALS = (TemplateError, TypeError, ValueError)
 """What rendering raises over messages that a template does not take."""
@@ -27,6 +29,8 @@ class Rendering:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._format = content_format(default_template(tokenizer.chat_template))
+        self._endings: dict[bool, tuple[str, str]] = {}
 
     def texts(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """The prompt as a request has it, and the same with the answer after it.
@@ -34,38 +38,51 @@ class Rendering:
         Raises DataError for a row that the template does not take, BaseModelError for a template that is not one to
         learn by.
         """
+        tools = row.get("tools")
         try:
-            prompt = self._render(row["prompt"], row.get("tools"), add_generation_prompt=True)
+            prompt = self._render(row["prompt"], tools, add_generation_prompt=True)
         except TemplateSyntaxError as error:
             raise BaseModelError(
                 f"the base's chat template is broken: {error}", "fetch the base anew"
             ) from error
         except REFUSALS as error:
             raise DataError(
-                f"none that the base's chat template takes: {error}",
+                f"the base's chat template does not take it: {error}",
                 "change the row's roles, tools or calls; a template without a place for a system message wants "
                 "data.system: ''",
             ) from error
-        whole = self._try([*row["prompt"], *row["completion"]], row.get("tools"))
+        if thought := OPEN.search(prompt):
+            raise BaseModelError(
+                f"the base's chat template ends a prompt with {thought.group(1)}, so that an answer would be trained "
+                "where a thought belongs",
+                "choose a base whose thoughts can be switched off, or give it a chat_template.jinja without this",
+            )
+        whole = self._try([*row["prompt"], *row["completion"]], tools)
         if whole.startswith(prompt):
             return prompt, whole
-        before, after = self._ending
+        before, after = self._ending(tools)
         return prompt, f"{prompt}{before}{row['completion'][0].get('content') or ''}{after}"
 
-    @cached_property
-    def _ending(self) -> tuple[str, str]:
+    def _ending(self, tools: Any) -> tuple[str, str]:
         """What stands before and after an answer that follows its prompt, as in a conversation of one question.
 
         For templates that write a prompt otherwise once an answer follows: some write a system message into the last
         turn, others end a prompt with an empty thought.
         """
-        prompt = self._try(_said("x"), add_generation_prompt=True)
-        before, found, after = self._try(_said("x", MARK)).partition(MARK)
+        if bool(tools) not in self._endings:
+            self._endings[bool(tools)] = self._learn_ending(tools)
+        return self._endings[bool(tools)]
+
+    def _learn_ending(self, tools: Any) -> tuple[str, str]:
+        prompt = self._try(_said("x"), tools, add_generation_prompt=True)
+        before, found, after = self._try(_said("x", MARK), tools).partition(MARK)
         if found and before.startswith(prompt):
             return before[len(prompt) :], after
-        only = _only(prompt, before)
+        at = _parting(prompt, before)
+        only, opening = prompt[at:], before[at:]
         if found and CLOSED.search(only):
-            return "", after
+            # Some close an empty thought in both.
+            return "" if prompt.endswith(opening) else opening, after
         without = f" (without {only.strip()!r})" if only.strip() else ""
         raise BaseModelError(
             f"the base's chat template writes a prompt otherwise once an answer follows it{without}, so that what is "
@@ -80,12 +97,6 @@ class Rendering:
         going_on = self._try(_said("x", MARK, NEXT))
         between, found, _ = going_on.removeprefix(closed).partition(NEXT)
         return between if found and going_on.startswith(closed) else ""
-
-    @cached_property
-    def _format(self) -> ContentFormat:
-        template = self._tokenizer.chat_template
-        # Several named templates are older than parts.
-        return content_format(template) if isinstance(template, str) else "string"
 
     def _try(self, messages: Sequence[Mapping[str, Any]], tools: Any = None, **options: Any) -> str:
         """What the template makes of the messages, empty where it does not take them."""
@@ -112,8 +123,8 @@ def _said(*texts: str) -> list[dict[str, str]]:
     ]
 
 
-def _only(prompt: str, other: str) -> str:
-    """The end of ``prompt`` that ``other`` has otherwise, from the beginning of a tag that differs."""
+def _parting(prompt: str, other: str) -> int:
+    """Where ``other`` goes on otherwise: at the beginning of a tag that differs."""
     at = next((at for at, letter in enumerate(prompt) if not other.startswith(letter, at)), len(prompt))
     tag = prompt.rfind("<", 0, at)
-    return prompt[tag if tag > prompt.rfind(">", 0, at) else at :]
+    return tag if tag > prompt.rfind(">", 0, at) else at

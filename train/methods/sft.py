@@ -143,8 +143,10 @@ def read_splits(
 def keep_asked(run: Run, rows: TokenRows, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keep the first row and its prompt's tokens, by which it is found out whether a server writes prompts alike.
 
-    ``day`` is there where the template writes the date, and its prompts differ from day to day.
+    ``day`` is there where the template may write the date, and its prompts differ from day to day.
     """
+    if rows.first is None:
+        return
     dated = "strftime_now" in json.dumps(tokenizer.chat_template)
     asked = {
         "messages": rows.first["prompt"],

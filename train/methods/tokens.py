@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class TokenRows:
     ids: list[list[int]]
     labels: list[list[int]]
     too_long: list[tuple[int, str, int]]
-    first: dict[str, Any] = field(default_factory=dict)
+    first: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,7 +50,9 @@ class TokenRows:
         if len(self) <= most:
             return self
         drawn = sorted(random.Random(seed).sample(range(len(self)), most))
-        return TokenRows([self.ids[row] for row in drawn], [self.labels[row] for row in drawn], self.too_long)
+        return replace(
+            self, ids=[self.ids[row] for row in drawn], labels=[self.labels[row] for row in drawn], first=None
+        )
 
     def longest_rows(self, number: int) -> list[dict[str, list[int]]]:
         """The ``number`` longest rows, as ``input_ids`` and ``labels``."""
@@ -115,6 +117,7 @@ def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], ma
     """
     name = path.name
     rows = TokenRows([], [], [])
+    first: Mapping[str, Any] | None = None
     silent: list[tuple[int, str]] = []
     unending: list[tuple[int, str]] = []
     for number, row, start, whole in _encoded(name, read_rows(path), tokenizer, stops):
@@ -130,12 +133,11 @@ def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], ma
         elif len(whole) > max_length:
             rows.too_long.append((number, str(row.get("id", "?")), len(whole)))
         else:
-            if not rows.ids:
-                rows.first.update(row)
+            first = first or row
             rows.ids.append(whole)
             rows.labels.append(labels)
     _refuse(name, silent, unending)
-    return rows
+    return replace(rows, first=first)
 
 
 def _refuse(name: str, silent: Sequence[tuple[int, str]], unending: Sequence[tuple[int, str]]) -> None:
@@ -165,7 +167,7 @@ def _encoded(
     stops: set[int],
 ) -> Iterator[tuple[int, Mapping[str, Any], list[int], list[int]]]:
     """Number and row, the tokens of its prompt, and those of prompt and completion, which begin with them."""
-    rendering = Rendering(tokenizer)
+    rendering, endings = Rendering(tokenizer), _Endings(tokenizer, stops)
     between = tokenizer(rendering.between, add_special_tokens=False)["input_ids"]
     while some := list(islice(rows, AT_ONCE)):
         texts = [_texts(name, number, row, rendering) for number, row in some]
@@ -181,7 +183,25 @@ def _encoded(
                 whole = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
             if len(whole) > len(start) and stops.isdisjoint(whole[len(start) :]):
                 whole = whole + _until_stop(between, stops)
-            yield number, row, start, whole
+            yield number, row, start, endings.cut(whole)
+
+
+class _Endings:
+    """Cuts off what a template writes after an answer's end, such as the beginning of the next one; blanks stay."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> None:
+        self._tokenizer, self._stops = tokenizer, stops
+        self._blank: dict[tuple[int, ...], bool] = {(): True}
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """The row up to its last stop token, with blanks after it; all of it without one."""
+        last = next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in self._stops), None)
+        if last is None:
+            return ids
+        rest = tuple(ids[last + 1 :])
+        if rest not in self._blank:
+            self._blank[rest] = not self._tokenizer.decode(rest).strip()
+        return ids if self._blank[rest] else ids[: last + 1]
 
 
 def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
@@ -196,7 +216,7 @@ def _texts(name: str, number: int, row: Mapping[str, Any], rendering: Rendering)
     """The prompt as a request has it, and the same with the answer after it; an error names the row."""
     try:
         return rendering.texts(row)
-    except DataError as error:
-        raise DataError(
-            f"{name}: row {number} (id {row.get('id', '?')}) is {error.message}", error.hint
+    except (DataError, BaseModelError) as error:
+        raise type(error)(
+            f"{name}: row {number} (id {row.get('id', '?')}): {error.message}", error.hint
         ) from error

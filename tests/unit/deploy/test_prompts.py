@@ -24,9 +24,8 @@ def keep(folder: Path, tokens: list[int], **values: Any) -> Path:
 @pytest.fixture
 def tokens(fake_engine: str) -> list[int]:
     found = post_json(f"{fake_engine}/tokenize", {"model": MODEL, "messages": MESSAGES})["tokens"]
-    assert isinstance(found, list)
-    assert len(found) > 10
-    return found
+    assert found == list(MESSAGES[0]["content"].encode())
+    return list(found)
 
 
 def test_prompts_that_are_alike_are_no_news(fake_engine: str, tokens: list[int], tmp_path: Path) -> None:
@@ -71,3 +70,22 @@ def test_without_a_record_nothing_is_said(fake_engine: str, tmp_path: Path, text
 
 def test_where_nobody_answers_nothing_is_said(tmp_path: Path) -> None:
     assert written_otherwise(f"http://127.0.0.1:{free_port()}", None, MODEL, keep(tmp_path, [1, 2])) is None
+
+
+def test_tokens_are_told_where_the_texts_are_alike(
+    fake_engine: str, tokens: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_texts(url: str, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
+        return {} if url.endswith("/detokenize") else post_json(url, body, key)
+
+    monkeypatch.setattr("deploy.prompts.post_json", no_texts)
+    found = written_otherwise(fake_engine, None, MODEL, keep(tmp_path, [*tokens, 65]))
+    assert found == (f"tokens {[*tokens[-6:], 65]}", f"tokens {tokens[-6:]}")
+
+
+def test_no_proxy_is_told_of_a_secret(fake_engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    body = {"model": MODEL, "tokens": [65, 66]}
+    assert post_json(f"{fake_engine}/detokenize", body, "secret")["prompt"]

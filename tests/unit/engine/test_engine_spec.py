@@ -180,6 +180,22 @@ def test_the_engine_gives_messages_to_the_template_as_training_does(tmp_path, te
     assert [after for before, after in pairwise(argv) if before == "--chat-template-content-format"] == forms
 
 
+@pytest.mark.parametrize(
+    ("name", "extra", "modes"),
+    [
+        ("tekken.json", (), ["hf"]),
+        ("tokenizer.model.v3", (), ["hf"]),
+        ("tekken.json", ("--tokenizer-mode", "mistral"), ["mistral"]),
+        ("tokenizer.model", (), []),
+    ],
+)
+def test_mistrals_own_tokenizer_does_not_stand_in_for_the_template(tmp_path, name, extra, modes):
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / name).write_text("{}")
+    argv = spec(model=tmp_path, extra_args=extra).argv()
+    assert [after for before, after in pairwise(argv) if before == "--tokenizer-mode"] == modes
+
+
 HERMES = '{{ tools }}<tool_call>\n{"name": <function-name>}</tool_call>'
 
 

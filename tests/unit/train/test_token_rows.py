@@ -114,7 +114,9 @@ def test_a_row_begins_as_its_request_does_also_where_the_template_moves_the_syst
 
 
 def test_a_template_whose_prompts_no_answer_can_follow_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=r"\(without '<think>'\), so that what is trained would"):
+    with pytest.raises(
+        BaseModelError, match=r"train\.jsonl: row 1 \(id 000000000000\): .* ends a prompt with <think>"
+    ):
         tokenized(tmp_path, [make_row(0)], template=THINKING)
 
 
@@ -138,7 +140,7 @@ def test_letters_of_prompt_and_answer_never_meet_in_a_token(tmp_path: Path) -> N
             "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
             + TEMPLATE,
             DataError,
-            r"train\.jsonl: row 1 \(id 000000000000\) is none that .* takes: No system role",
+            r"train\.jsonl: row 1 \(id 000000000000\): .* does not take it: No system role",
         ),
         ("{% for %}", BaseModelError, "chat template is broken"),
     ],
@@ -232,3 +234,15 @@ def test_the_first_row_that_is_kept_is_told_apart_with_its_prompt(tmp_path: Path
     assert rows.first == make_row(1)
     text = tokenizer.apply_chat_template(make_row(1)["prompt"], tokenize=False, add_generation_prompt=True)
     assert rows.first_prompt == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_what_a_template_writes_after_the_end_of_an_answer_is_cut_off(tmp_path: Path) -> None:
+    # As some of Cohere's, which always write the beginning of the next answer.
+    eager = TEMPLATE.replace("{% if add_generation_prompt %}", "").replace(
+        "assistant\n{% endif %}", "assistant\n{{ '' }}"
+    )
+    rows, tokenizer = tokenized(tmp_path, [make_row(0), make_row(1)], template=eager)
+    for number, (ids, labels) in enumerate(zip(rows.ids, rows.labels, strict=True)):
+        supervised = [label for label in labels if label != IGNORED]
+        assert words(tokenizer, supervised) == f"{make_row(number)['completion'][0]['content']} <|im_end|>"
+        assert ids[-len(supervised) :] == supervised
