@@ -31,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 
+from deploy.adaptable import check_device
 from serve.config import Rank, Settings
 from serve.engine.kinds import OPENAI, SERVED
 from serve.engine.limits import EngineLimits, GivenLimits
@@ -187,6 +188,8 @@ def planned(settings: Settings, say: Say | None = None) -> list[PlannedEngine]:
     further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
     for engines in [BaseEngines.of(settings), *further]:
         base = identify_base(engines.model, engines.extra_args, say)
+        if not engines.urls:
+            check_device(base)
         if base.name in bases:
             raise ConfigError(
                 f"{engines.model} and {bases[base.name]} are both served as {base.name}",

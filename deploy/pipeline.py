@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import stack
+from deploy.adaptable import adaptable
 from deploy.console import note, step
 from deploy.evaluation import Judgement, judge
 from deploy.progress import TrainingView
@@ -15,7 +16,7 @@ from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, of_this_machine, wanted
 from deploy.status import Status, processes
 from serve.config import Settings
-from serve.errors import AlreadyUp, DataError, InputError, StorageError
+from serve.errors import AlreadyUp, BaseModelError, DataError, InputError, StorageError
 from serve.gateway.policy import SamplingPolicy
 from serve.names import check_adapter_name
 from serve.registry import Lineage, Registry, Version
@@ -75,7 +76,8 @@ def train_and_register(
 ) -> Version:
     """Data, plan, training and registration, a line each; returns the new version.
 
-    With ``to_prove``, raises :class:`DataError` before training where no question is held out.
+    With ``to_prove``, raises before training :class:`DataError` where no question is held out, and
+    :class:`BaseModelError` where no engine could serve the adapter.
     """
     with step("data") as current:
         base = identify_base(recipe.base, say=current.say)
@@ -90,12 +92,19 @@ def train_and_register(
             "give held-out questions with --test (make: TEST=…), or set data.test_fraction above 0 and add rows",
         )
     with step("plan") as current:
+        unserved = ""
+        try:
+            base = adaptable(settings, base, current.say)
+        except BaseModelError as error:
+            if to_prove:
+                raise
+            unserved = f"no engine here will serve this adapter: {error.message}"
         plan = make_plan(recipe, prepared, base, max_rank=settings.max_lora_rank)
         current.result = (
             f"{plan.steps:,} steps · {plan.adapter_parameters:,} of {plan.base_parameters:,} parameters"
             f" · about {plan.memory / 2**30:.1f} GiB"
         )
-    for text in plan.warnings:
+    for text in (*plan.warnings, *filter(None, [unserved])):
         note(text, "yellow")
     with step("train") as current:
         view = TrainingView(current)

@@ -34,7 +34,7 @@ TORCH = "2.13.0"
 CPU_TORCH = "torch==%s+cpu" % TORCH
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 ROOM_NEEDED = {"cpu": 6, "gpu": 16}  # GiB of a finished .venv, and the unpacking before it
-UNUSED = ("torchvision", "torchaudio", "torchcodec")  # dependencies of vLLM that text models never import
+UNUSED = ("torchvision", "torchaudio", "torchcodec")  # dependencies of vLLM that few text models import
 IMPORTED = (  # by the commands, the gateway, trainings and evaluations; all else that is installed hangs on these
     "deploy.cli",
     "deploy.evaluation",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve.errors import DataError, RecipeError
+from serve.registry.base import EXPERTS
 from train.memory import ENGINE_HOLDS, free_memory
 from train.recipe import Recipe
 
@@ -19,7 +20,6 @@ LEARNING_RATES = ((10_000_000, 5e-3), (100_000_000, 3e-3), (math.inf, 2e-4))
 CHECKPOINTED_BASE = 1_000_000_000
 # Of five answers that differ, an exact McNemar test makes p = 0.0625 at best; of six, 0.031.
 FEWEST_TEST_ROWS = 6
-EXPERTS = frozenset({"experts", "block_sparse_moe"})
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 # Layers that hold weights of two dimensions but are no linear layers, or may not get an update.
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "rotary")
@@ -36,6 +36,8 @@ class Base(Protocol):
     def max_length(self) -> int: ...  # noqa: D102
     @property
     def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def unadapted(self) -> frozenset[str]: ...  # noqa: D102
 
 
 class Rows(Protocol):
@@ -117,7 +119,7 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
             "the training split has no rows", "give more data, or lower the other splits' fractions"
         )
     parameters = sum(math.prod(shape) for shape in base.shapes.values())
-    linear = _linear(base.shapes)
+    linear = _linear(base)
     rank = recipe.lora.rank
     _check(_rank_problems(rank, max_rank), _target_problems(recipe, linear, base))
     targets = _targets(recipe, linear)
@@ -152,9 +154,9 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
     return replace(plan, warnings=warnings)
 
 
-def _linear(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    experts = _expert_layers(shapes)
-    return {name: shape for name, shape in _matrices(shapes).items() if _layer(name) not in experts}
+def _linear(base: Base) -> dict[str, tuple[int, ...]]:
+    left_out = _expert_layers(base.shapes) | base.unadapted
+    return {name: shape for name, shape in _matrices(base.shapes).items() if _layer(name) not in left_out}
 
 
 def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -215,6 +217,8 @@ def _target_problems(
                 problems.append(
                     f"{module} is of the experts of {base} or their router, which no engine adapts"
                 )
+            elif module in served.unadapted:
+                problems.append(f"{module} of {base} is a layer that vLLM does not adapt by this name")
             elif module not in layers:
                 near = difflib.get_close_matches(module, layers, 1)
                 meant = f" (did you mean {near[0]}?)" if near else ""
@@ -239,6 +243,9 @@ def _warnings(plan: Plan, recipe: Recipe, base: Base, narrowest: int) -> Iterato
     train = recipe.train
     if _expert_layers(base.shapes):
         yield f"the experts of {base.name} get no update, as no engine adapts them; its other layers do"
+    if unadapted := sorted(base.unadapted & set(map(_layer, _matrices(base.shapes)))):
+        layers = f"{', '.join(unadapted)} of {base.name}"
+        yield f"no update for {layers}, which vLLM does not adapt by this name; the other layers get one"
     if train.max_length > base.max_length and "max_length" in train.model_fields_set:
         yield f"train.max_length is cut to {base.max_length:,}, the longest that {base.name} can read"
     if plan.validation_rows == 0:

@@ -61,6 +61,11 @@ _CAUSES = (
         "vLLM finds no GPU that it can use: `nvidia-smi` must list one (is the driver too old, or the container "
         "without access to it?); for an engine on the CPU run `make setup DEVICE=cpu`",
     ),
+    (
+        r"No module named '?torchvision",
+        "vLLM needs torchvision for this base: install the build for your torch, on a CPU with `.venv/bin/pip install "
+        "--no-deps torchvision --index-url https://download.pytorch.org/whl/cpu`",
+    ),
     (r"No module named '?vllm", "vLLM is not installed in this environment: run `make setup`"),
     (
         r"not a valid model identifier|Repo id must be|Invalid repository ID|No such file or directory.*config\.json"

@@ -27,6 +27,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 FORMATS = ("chat_template.jinja", "tokenizer_config.json", "generation_config.json")
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
+EXPERTS = frozenset({"experts", "block_sparse_moe"})
 SENTENCES = "modules.json"  # Sentence Transformers' list of what follows the model
 
 
@@ -37,7 +38,7 @@ class BaseIdentity:
     ``shapes`` maps each tensor's name to its shape (a linear layer's weight is ``(out, in)``); ``max_length``
     and ``vocab_size`` are in tokens; ``digest`` is hexadecimal SHA-256, see :func:`identify_base`. ``serving`` is what
     its engines do with it; ``width`` is the size of the hidden state that a classification head reads, 0 where
-    config.json does not say.
+    config.json does not say. ``unadapted`` names linear layers that its engines are known not to adapt.
     """
 
     name: str
@@ -49,6 +50,12 @@ class BaseIdentity:
     vocab_size: int
     serving: Serving = TEXT
     width: int = 0
+    unadapted: frozenset[str] = frozenset()
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some of its layers are experts, of which a token passes a few."""
+        return any(EXPERTS.intersection(name.split(".")) for name in self.shapes)
 
     @property
     def head(self) -> str:

@@ -12,7 +12,12 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerBase,
+)
 from trl import SFTConfig
 
 from serve.errors import BaseModelError, DataError
@@ -233,8 +238,9 @@ def _arguments(run: Run, recipe: Recipe, plan: Mapping[str, Any], passes: float,
 
 
 def _model(folder: Path, bf16: bool, longest: int) -> Any:
-    eager = bf16 and not torch.cuda.is_available() and longest <= PRODUCTS_UP_TO
     try:
+        products = bf16 and not torch.cuda.is_available() and longest <= PRODUCTS_UP_TO
+        eager = products or _needs_eager(folder)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.bfloat16 if bf16 else torch.float32,
@@ -255,6 +261,14 @@ def _model(folder: Path, bf16: bool, longest: int) -> Any:
             "fetch the base anew",
         )
     return model
+
+
+def _needs_eager(folder: Path) -> bool:
+    """Whether torch's own attention is none of the base's: it has no cap on logits (Gemma 2) and no sinks (gpt-oss)."""
+    config = AutoConfig.from_pretrained(folder)
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return capped or not getattr(found, "_supports_sdpa", True)
 
 
 def _dataset(rows: TokenRows) -> datasets.Dataset:

@@ -55,6 +55,7 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
         ("ValueError: max_lora_rank (24) must be one of (1, 8, 16)", "TENON_MAX_LORA_RANK"),
         ("vllm_server.py: error: unrecognized arguments: --nope", "TENON_ENGINE_ARGS"),
         ("ModuleNotFoundError: No module named 'vllm'", "make setup"),
+        ("ModuleNotFoundError: No module named 'torchvision'", "whl/cpu"),
         ("RuntimeError: Failed to infer device type, please set the environment variable x", "nvidia-smi"),
         ("RuntimeError: No CUDA GPUs are available", "nvidia-smi"),
         ("ValueError: User-specified max_model_len (4096) is greater than the derived max_model_len", "MAX_MODEL_LEN"),

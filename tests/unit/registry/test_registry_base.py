@@ -202,7 +202,8 @@ def test_a_base_of_the_hub_is_fetched_with_progress_and_then_found(tmp_path: Pat
     size = sum(map(len, files.values())) / 2**20
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     with running() as server:
-        add_repository(server, "org/base", {**files, "pytorch_model.bin": b"pickle", "evil.py": b"x"})
+        unwanted = {"pytorch_model.bin": b"pickle", "evil.py": b"x", "consolidated.safetensors": b"again"}
+        add_repository(server, "org/base", {**files, **unwanted})
         environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf")}
         found = []
         for offline in ("0", "1"):

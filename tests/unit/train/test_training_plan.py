@@ -128,6 +128,19 @@ def test_experts_and_routers_get_no_update_which_is_said(more: dict[str, tuple[i
         make_plan(Recipe.load(None, [f"lora.target_modules=[q_proj, {router}]"]), rows(100), moe)
 
 
+def test_layers_that_vllm_has_by_other_names_get_no_update_which_is_said() -> None:
+    fused = {"model.layers.0.mlp.gate_up_proj.weight": (48, 8)}
+    base = dataclasses.replace(
+        BASE, shapes={**BASE.shapes, **fused}, unadapted=frozenset({"gate_up_proj", "embed_tokens"})
+    )
+    plan = make_plan(Recipe.load(None, ["lora.rank=4"]), rows(100), base)
+    assert plan.target_modules == ("q_proj", "up_proj")
+    (warning,) = plan.warnings
+    assert warning.startswith("no update for gate_up_proj of small,")
+    with pytest.raises(RecipeError, match="gate_up_proj of small is a layer that vLLM does not adapt"):
+        make_plan(Recipe.load(None, ["lora.target_modules=[gate_up_proj]"]), rows(100), base)
+
+
 def test_a_dense_base_may_have_a_layer_called_gate() -> None:
     dense = dataclasses.replace(BASE, shapes={**BASE.shapes, "model.layers.0.mlp.gate.weight": (24, 8)})
     plan = make_plan(Recipe.load(None, ["lora.rank=4"]), rows(100), dense)
