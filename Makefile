@@ -27,7 +27,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 option = $(if $(value $(1)),--$(2) $(call quoted,$(1)))
 STACK = $(call option,MODEL,model) $(call option,PORT,port)
 
-.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead bench-hangups bench-training bench-starts bench-processes clean
+.PHONY: help setup train-and-deploy up down status test test-kills lint format bench-lora-cpu check-lora-cpu bench-gateway bench-faults bench-slots bench-adapters bench-overhead bench-hangups bench-training bench-starts bench-processes check-bases clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench-lora-cpu: setup ## Measure LoRA on a CPU, vLLM's stock code beside ours
 
 check-lora-cpu: setup ## Compare the answers of vLLM's stock LoRA code on a CPU with those of ours
 	@$(BIN)/python -m evalsuite.load.lora_parity $(ARGS)
+
+check-bases: setup ## Train and serve small bases of many families, and compare with PEFT (ARGS="--families llama glm4")
+	@$(BIN)/python -m deploy.check_bases $(ARGS)
 
 bench-gateway: setup ## Measure what the gateway costs, beside other proxies (ARGS="--litellm PATH --vllm-router PATH")
 	@$(BIN)/python -m evalsuite.load.gateway $(ARGS)

@@ -2,34 +2,30 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 
+from deploy.fleet import check_device, engines_of
 from serve.config import Settings
 from serve.engine.abilities import abilities
-from serve.engine.device import installed_device
 from serve.errors import BaseModelError
 from serve.registry.base import BaseIdentity
 
-EXPERTS_ON_CPU = "vLLM serves no adapters on a base with experts on a CPU"
+OTHER_CLASS = "--model-impl"
+"""vLLM's option by which a base is served by another class than the architecture's own."""
 
 
-def check_device(base: BaseIdentity) -> None:
-    """Raise :class:`BaseModelError` where an engine of ours could not serve adapters of this base on this machine."""
-    if base.has_experts and find_spec("vllm") is not None and installed_device() == "cpu":
-        raise BaseModelError(
-            f"{EXPERTS_ON_CPU}, and {base.name} has some",
-            "choose a base without experts, or a machine with a GPU",
-        )
+def adaptable(settings: Settings, model: str, base: BaseIdentity, say: Callable[[str], None]) -> BaseIdentity:
+    """The base with the names of the layers that vLLM does not adapt; ``model`` is what it was asked for by.
 
-
-def adaptable(settings: Settings, base: BaseIdentity, say: Callable[[str], None]) -> BaseIdentity:
-    """The base with the names of the layers that vLLM does not adapt.
-
-    Raises :class:`BaseModelError` where it would serve no adapter of the base. Where vLLM is not installed here,
-    nothing is known. Attached engines may be on other machines, so the device is not asked for where there may be some.
+    Raises :class:`BaseModelError` where engines of ours would serve no adapter of it. Of attached ones, which may be on
+    another machine and of another version, nothing is known, nor where vLLM is not installed here.
     """
-    if settings.engine_url is None and settings.fleet is None:
-        check_device(base)
+    engines = engines_of(settings, model)
+    arguments = engines.extra_args if engines is not None else ()
+    if engines is not None and engines.urls:
+        return base
+    check_device(base, arguments)
+    if any(argument.replace("_", "-").startswith(OTHER_CLASS) for argument in arguments):
+        return base
     say(f"asking vLLM what it adapts of {base.architecture}")
     found = abilities(base.architecture, settings.home)
     if found is None:

@@ -13,7 +13,7 @@
 import difflib
 import shlex
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,19 +31,20 @@ from pydantic import (
     model_validator,
 )
 
-from deploy.adaptable import check_device
 from serve.config import Rank, Settings
+from serve.engine.device import installed_device
 from serve.engine.kinds import OPENAI, SERVED
 from serve.engine.limits import EngineLimits, GivenLimits
 from serve.engine.spec import EngineSpec
 from serve.engine.state import FIRST
-from serve.errors import ConfigError
+from serve.errors import BaseModelError, ConfigError
 from serve.net import address_problem, bare
 from serve.registry import Registry
 from serve.registry.base import BaseIdentity, identify_base, safe_name
 from serve.registry.hub import Say
 
 HINT = "see docs/serving.md for the format"
+WITHOUT_LORA = "--no-enable-lora"
 
 
 class BaseEngines(BaseModel):
@@ -189,7 +190,7 @@ def planned(settings: Settings, say: Say | None = None) -> list[PlannedEngine]:
     for engines in [BaseEngines.of(settings), *further]:
         base = identify_base(engines.model, engines.extra_args, say)
         if not engines.urls:
-            check_device(base)
+            check_device(base, engines.extra_args)
         if base.name in bases:
             raise ConfigError(
                 f"{engines.model} and {bases[base.name]} are both served as {base.name}",
@@ -248,6 +249,24 @@ def engine_args(settings: Settings) -> tuple[str, ...]:
     further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
     engines = [engines for engines in further if _same(engines.model, settings.model)]
     return (engines or [BaseEngines.of(settings)])[0].extra_args
+
+
+def engines_of(settings: Settings, model: str) -> BaseEngines | None:
+    """What the settings or the fleet say of a base's engines; None where they name no such base."""
+    further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
+    return next((one for one in (BaseEngines.of(settings), *further) if _same(one.model, model)), None)
+
+
+def check_device(base: BaseIdentity, arguments: Sequence[str] = ()) -> None:
+    """Raise :class:`BaseModelError` where the installed engine could not serve adapters of this base.
+
+    vLLM starts, and ends at the first request. ``arguments`` are the engine's further ones.
+    """
+    if base.has_experts and installed_device() == "cpu" and WITHOUT_LORA not in arguments:
+        raise BaseModelError(
+            f"vLLM serves no adapters on a base with experts on a CPU, and {base.name} has some",
+            "choose a base without experts, or a machine with a GPU",
+        )
 
 
 def _same(model: str, other: str) -> bool:

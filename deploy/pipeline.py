@@ -94,7 +94,7 @@ def train_and_register(
     with step("plan") as current:
         unserved = ""
         try:
-            base = adaptable(settings, base, current.say)
+            base = adaptable(settings, recipe.base, base, current.say)
         except BaseModelError as error:
             if to_prove:
                 raise

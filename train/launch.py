@@ -59,7 +59,7 @@ def run_training(
     """
     started = time.monotonic()
     plan = make_plan(recipe, prepared, base)
-    key = runs.run_key(recipe, prepared.fingerprint, base.digest)
+    key = runs.run_key(recipe, prepared.fingerprint, base.digest, base.unadapted)
     with _hold(runs_dir, recipe.name, key) as (run, lock):
         run.update(status="running", launcher=runs.this_process(), resumable=True)
         write_job(run, recipe, prepared, base, plan)

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,13 @@ STEP = re.compile(r"step-(\d+)")
 LOCK_PATIENCE = 15.0
 
 
-def run_key(recipe: Recipe, data_fingerprint: str, base_digest: str) -> str:
-    """Twelve hexadecimal digits, the same for the same recipe, rows and base.
+def run_key(recipe: Recipe, data_fingerprint: str, base_digest: str, unadapted: Collection[str] = ()) -> str:
+    """Twelve hexadecimal digits, the same for the same recipe, rows, base and layers that get no update.
 
     How files and base are spelled does not count: what they hold is in the fingerprint and the digest.
     """
     settings = recipe.model_dump(mode="json", exclude={"data", "base"})
-    text = json.dumps([settings, data_fingerprint, base_digest], sort_keys=True)
+    text = json.dumps([settings, data_fingerprint, base_digest, *sorted(unadapted)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

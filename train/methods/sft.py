@@ -176,6 +176,8 @@ def make_trainer(
     recipe, plan = Recipe.model_validate(job["recipe"]), job["plan"]
     bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and has_bf16())
     longest = max(rows.longest for rows in splits.values())
+    base = Path(job["base"]["path"])
+    own = has_own_attention(base)
     lora = LoraConfig(
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha,
@@ -189,7 +191,7 @@ def make_trainer(
         run,
         progress,
         interruption,
-        model=_model(Path(job["base"]["path"]), bf16, longest),
+        model=_model(base, bf16, longest, eager=own),
         args=_arguments(run, recipe, plan, epochs(recipe, len(splits["train"])), bf16),
         train_dataset=_dataset(splits["train"]),
         eval_dataset=_dataset(splits["validation"]) if "validation" in splits else None,
@@ -199,7 +201,7 @@ def make_trainer(
     trainer.remove_callback(transformers.PrinterCallback)
     if not torch.cuda.is_available():
         add_compact_head(trainer.model.get_base_model())
-        if share:
+        if share and not own:
             longest_rows = [row for rows in splits.values() for row in rows.longest_rows(PROBED)]
             trainer.data_collator = share_starts(trainer.model, trainer.data_collator, longest_rows)
     return trainer
@@ -237,10 +239,9 @@ def _arguments(run: Run, recipe: Recipe, plan: Mapping[str, Any], passes: float,
     )
 
 
-def _model(folder: Path, bf16: bool, longest: int) -> Any:
+def _model(folder: Path, bf16: bool, longest: int, *, eager: bool) -> Any:
+    eager = eager or (bf16 and not torch.cuda.is_available() and longest <= PRODUCTS_UP_TO)
     try:
-        products = bf16 and not torch.cuda.is_available() and longest <= PRODUCTS_UP_TO
-        eager = products or _needs_eager(folder)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.bfloat16 if bf16 else torch.float32,
@@ -263,9 +264,12 @@ def _model(folder: Path, bf16: bool, longest: int) -> Any:
     return model
 
 
-def _needs_eager(folder: Path) -> bool:
-    """Whether torch's own attention is none of the base's: it has no cap on logits (Gemma 2) and no sinks (gpt-oss)."""
-    config = AutoConfig.from_pretrained(folder)
+def has_own_attention(folder: Path) -> bool:
+    """Whether torch's attention is none of the base's: it has no cap on logits (Gemma 2) and no sinks (gpt-oss)."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError):
+        return False  # what is wrong with it is said where the base is loaded
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return capped or not getattr(found, "_supports_sdpa", True)

@@ -70,7 +70,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a base, with a token to pad with; raises BaseModelError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Not Mistral's own program, which knows no template: the engine takes it as little (serve.engine.spec).
+        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
     except Exception as error:  # the files are the user's, and each library below has errors of its own
         raise BaseModelError(
             f"the tokenizer in {folder} cannot be loaded: {_words(error)}",

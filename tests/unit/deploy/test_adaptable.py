@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from deploy import adaptable as module
-from deploy.adaptable import adaptable, check_device
+from deploy import fleet as fleet_module
+from deploy.adaptable import adaptable
+from deploy.fleet import check_device
 from serve.config import Settings
 from serve.engine import abilities as asking
 from serve.engine.abilities import FILE, KNOWN, USUAL, Abilities, abilities
@@ -104,11 +106,11 @@ def test_layers_that_vllm_has_by_other_names_are_left_out(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "abilities", lambda *_: Abilities(parts=USUAL))
-    assert adaptable(settings, BASE, silent).unadapted == {"gate_up_proj"}
+    assert adaptable(settings, "./small", BASE, silent).unadapted == {"gate_up_proj"}
     monkeypatch.setattr(module, "abilities", lambda *_: Abilities(parts={"gate_up_proj": ("gate_up_proj",)}))
-    assert adaptable(settings, BASE, silent).unadapted == frozenset()
+    assert adaptable(settings, "./small", BASE, silent).unadapted == frozenset()
     monkeypatch.setattr(module, "abilities", lambda *_: None)
-    assert adaptable(settings, BASE, silent) == BASE
+    assert adaptable(settings, "./small", BASE, silent) == BASE
 
 
 @pytest.mark.parametrize(
@@ -121,23 +123,40 @@ def test_layers_that_vllm_has_by_other_names_are_left_out(
         ),
     ],
 )
-def test_a_base_of_which_nothing_could_be_served_is_refused(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, found: Abilities, said: str
+def test_a_base_of_which_nothing_could_be_served_is_refused_unless_others_serve_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Abilities, said: str
 ) -> None:
     monkeypatch.setattr(module, "abilities", lambda *_: found)
     with pytest.raises(BaseModelError, match=said) as caught:
-        adaptable(settings, BASE, silent)
+        adaptable(settings, "org/small", BASE, silent)
     assert caught.value.hint
+    attached = settings.model_copy(update={"model": "org/small", "engine_url": "http://gpu:8000"})
+    assert adaptable(attached, "org/small", BASE, silent) == BASE
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("- model: org/small\n  urls: [http://gpu:8000]\n")
+    assert adaptable(settings.model_copy(update={"fleet": fleet}), "org/small", BASE, silent) == BASE
+    fleet.write_text("- model: org/small\n")
+    with pytest.raises(BaseModelError, match=said):
+        adaptable(settings.model_copy(update={"fleet": fleet}), "org/small", BASE, silent)
+    other_class = settings.model_copy(
+        update={"model": "org/small", "engine_args": "--model-impl transformers"}
+    )
+    assert adaptable(other_class, "org/small", BASE, silent) == BASE
 
 
-def test_experts_are_not_served_on_a_cpu(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_are_not_served_on_a_cpu(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "abilities", lambda *_: None)
-    monkeypatch.setattr(module, "find_spec", lambda _: object())
-    monkeypatch.setattr(module, "installed_device", lambda: "cuda")
+    monkeypatch.setattr(fleet_module, "installed_device", lambda: "cuda")
     check_device(EXPERTS)
-    monkeypatch.setattr(module, "installed_device", lambda: "cpu")
+    monkeypatch.setattr(fleet_module, "installed_device", lambda: "cpu")
     check_device(BASE)
-    with pytest.raises(BaseModelError, match="experts on a CPU"):
-        adaptable(settings, EXPERTS, silent)
-    attached = settings.model_copy(update={"engine_url": "http://gpu:8000"})
-    assert adaptable(attached, EXPERTS, silent) == EXPERTS
+    check_device(EXPERTS, ["--no-enable-lora"])
+    for_all = tmp_path / "fleet.yaml"
+    for_all.write_text("- model: org/small\n")
+    for found in (settings, settings.model_copy(update={"fleet": for_all})):
+        with pytest.raises(BaseModelError, match="experts on a CPU"):
+            adaptable(found, "org/small", EXPERTS, silent)
+    attached = settings.model_copy(update={"model": "org/small", "engine_url": "http://gpu:8000"})
+    assert adaptable(attached, "org/small", EXPERTS, silent) == EXPERTS

@@ -1,6 +1,7 @@
 """Whether an engine writes prompts as they were trained, asked of a server that behaves as vLLM does."""
 
 import json
+import urllib.request
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -87,5 +88,6 @@ def test_no_proxy_is_told_of_a_secret(fake_engine: str, monkeypatch: pytest.Monk
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of its first use
     body = {"model": MODEL, "tokens": [65, 66]}
     assert post_json(f"{fake_engine}/detokenize", body, "secret")["prompt"]

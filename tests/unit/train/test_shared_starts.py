@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
+from train import families
 from train.methods import bench, head
 from train.methods.head import add_compact_head
 from train.methods.shared_starts import Row, SharedStarts, grow
@@ -189,6 +191,20 @@ def test_every_row_stands_in_the_tree_with_its_own_labels(drawn: list[tuple[list
     views = batch["tree"]
     flat = views["asking"].flatten()[views["origin"]]
     assert flat.tolist() == list(range(len(tree.ids)))
+
+
+@pytest.mark.parametrize(("family", "shares"), [("gemma2", False), ("llama", True)])
+def test_a_base_with_an_attention_of_its_own_is_trained_by_that(
+    tmp_path: Path, family: str, shares: bool
+) -> None:
+    families.make(family, tmp_path / "base")
+    recipe = Recipe.load(
+        None, [f"base={tmp_path / 'base'}", "data.limit=64", "train.batch_size=8", "train.precision=fp32"]
+    )
+    trainer = bench.make_trainers(recipe, tmp_path)["shared"]
+    assert isinstance(trainer.data_collator, SharedStarts) == shares
+    attention = trainer.model.get_base_model().config._attn_implementation
+    assert attention == (NAME if shares else "eager")
 
 
 def test_the_benchmark_measures_both_ways(tmp_path: Any) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -246,3 +247,12 @@ def test_what_a_template_writes_after_the_end_of_an_answer_is_cut_off(tmp_path: 
         supervised = [label for label in labels if label != IGNORED]
         assert words(tokenizer, supervised) == f"{make_row(number)['completion'][0]['content']} <|im_end|>"
         assert ids[-len(supervised) :] == supervised
+
+
+def test_mistrals_own_tokenizer_does_not_stand_in_for_the_bases(tmp_path: Path) -> None:
+    pytest.importorskip("mistral_common")  # comes with vLLM
+    folder = write_base(tmp_path / "base")
+    shutil.copy(files("mistral_common").joinpath("data", "tekken_240911.json"), folder / "tekken.json")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
+    assert load_tokenizer(folder).chat_template == TEMPLATE

@@ -28,7 +28,7 @@ from train.interruption import Interruption
 from train.launch import TrainResult, read_metrics, run_training, settle, write_job
 from train.methods.callbacks import MetricsFile
 from train.methods.checkpoints import Progress
-from train.methods.sft import _needs_eager, make_trainer, read_splits
+from train.methods.sft import has_own_attention, make_trainer, read_splits
 from train.methods.tokens import load_tokenizer, stop_tokens, tokenize
 from train.methods.trainer import LengthGroupedOrder
 from train.plan import make_plan
@@ -398,4 +398,4 @@ def test_a_base_is_trained_with_its_own_attention(
     tmp_path: Path, config: dict[str, object], eager: bool
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert _needs_eager(tmp_path) == eager
+    assert has_own_attention(tmp_path) == eager
