@@ -112,9 +112,9 @@ def tokenize(path: Path, tokenizer: PreTrainedTokenizerBase, stops: set[int], ma
 
     A row begins with the tokens of its prompt, exactly as a request would have them; those after it are supervised, and
     hold a stop token, so that the adapter learns to end its answer: the template's own, or the one with which it begins
-    the next question. Rows with more than ``max_length`` tokens are
-    left out, never cut. Raises DataError where a row has nothing to learn from or is none that the template takes, and
-    BaseModelError where the template is not one to learn by.
+    the next question. Rows with more than ``max_length`` tokens are left out, never cut. Raises DataError where a row
+    has nothing to learn from or is none that the template takes, and BaseModelError where the template is not one to
+    learn by.
     """
     name = path.name
     rows = TokenRows([], [], [])
@@ -182,9 +182,10 @@ def _encoded(
                 prompt, text = texts[place]
                 rest = text[len(prompt) :]
                 whole = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
-            if len(whole) > len(start) and stops.isdisjoint(whole[len(start) :]):
-                whole = whole + _until_stop(between, stops)
-            yield number, row, start, endings.cut(whole)
+            answer = whole[len(start) :]
+            if answer and stops.isdisjoint(answer):
+                answer += _until_stop(between, stops)
+            yield number, row, start, start + endings.cut(answer)
 
 
 class _Endings:
@@ -195,7 +196,7 @@ class _Endings:
         self._blank: dict[tuple[int, ...], bool] = {(): True}
 
     def cut(self, ids: list[int]) -> list[int]:
-        """The row up to its last stop token, with blanks after it; all of it without one."""
+        """The answer up to its last stop token, with blanks after it; all of it without one."""
         last = next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in self._stops), None)
         if last is None:
             return ids
