@@ -44,7 +44,8 @@ class Abilities:
 def abilities(architecture: str, home: Path) -> Abilities | None:
     """What the installed vLLM can adapt of ``architecture``; None where it is not installed, or cannot tell.
 
-    It is asked in a process of its own, once for each architecture and version; the home keeps the answers.
+    It is asked in a process of its own, once for each architecture and version; the home keeps the answers. Of one that
+    it has no class for it adapts whatever its Transformers backend serves.
     """
     if architecture in KNOWN:
         return Abilities(parts=USUAL)

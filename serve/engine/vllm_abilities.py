@@ -1,4 +1,4 @@
-"""``python -m serve.engine.vllm_abilities ARCHITECTURE`` says, in JSON, what vLLM can adapt of it; null for no such."""
+"""``python -m serve.engine.vllm_abilities ARCHITECTURE`` says, in JSON, what vLLM can adapt of it."""
 
 import json
 import os
@@ -7,15 +7,15 @@ import sys
 from serve.imports import collector_resting
 
 
-def abilities(architecture: str) -> dict[str, object] | None:
+def abilities(architecture: str) -> dict[str, object]:
     """As :class:`serve.engine.abilities.Abilities` has it."""
     with collector_resting():
         from vllm.model_executor.models import ModelRegistry
         from vllm.model_executor.models.interfaces import supports_lora
 
     model = ModelRegistry.models.get(architecture)
-    if model is None:
-        return None
+    if model is None:  # of its Transformers backend, if of any, which adapts layers by their own names
+        return {"adapts": True, "parts": {}}
     try:
         found = model.load_model_cls()
     except Exception as error:  # noqa: BLE001  a model's module may need anything

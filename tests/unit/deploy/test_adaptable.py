@@ -54,7 +54,8 @@ def test_architectures_that_vllm_does_not_adapt_or_does_not_have(tmp_path: Path)
     found = abilities("StableLmForCausalLM", tmp_path)
     assert found is not None
     assert not found.adapts
-    assert abilities("NoneOfItsForCausalLM", tmp_path) is None
+    assert abilities("NoneOfItsForCausalLM", tmp_path) == Abilities()
+    assert len(read_json(tmp_path / FILE)[asking._version()]) == 2
 
 
 @NEEDS_VLLM
