@@ -6,8 +6,9 @@ from dataclasses import replace
 from deploy.fleet import check_device, engines_of
 from serve.config import Settings
 from serve.engine.abilities import abilities
+from serve.engine.spec import is_given
 from serve.errors import BaseModelError
-from serve.registry.base import BaseIdentity
+from serve.registry.base import BaseIdentity, layer_name
 
 OTHER_CLASS = "--model-impl"
 """vLLM's option by which a base is served by another class than the architecture's own."""
@@ -24,7 +25,7 @@ def adaptable(settings: Settings, model: str, base: BaseIdentity, say: Callable[
     if engines is not None and engines.urls:
         return base
     check_device(base, arguments)
-    if any(argument.replace("_", "-").startswith(OTHER_CLASS) for argument in arguments):
+    if is_given(arguments, OTHER_CLASS):
         return base
     say(f"asking vLLM what it adapts of {base.architecture}")
     found = abilities(base.architecture, settings.home)
@@ -36,5 +37,5 @@ def adaptable(settings: Settings, model: str, base: BaseIdentity, say: Callable[
         raise BaseModelError(
             f"vLLM adapts no {base.architecture}, which {base.name} is", "choose another base"
         )
-    layers = {name.removesuffix(".weight").rpartition(".")[2] for name in base.shapes}
+    layers = set(map(layer_name, base.shapes))
     return replace(base, unadapted=frozenset(name for name in layers if not found.adapts_layer(name)))

@@ -7,7 +7,6 @@ and is taken apart by Python, and the command imports the engine's client and is
 """
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evalsuite.load.machine import describe
+from evalsuite.load.machine import describe, without_settings
 from evalsuite.load.turns import turns
 from evalsuite.load.verdict import Goal, add_json_option, report
 
@@ -62,8 +61,12 @@ class Life:
 
 def live(code: str, home: Path) -> Life:
     """Run code in a process of its own."""
-    others = {name: value for name, value in os.environ.items() if not name.startswith("TENON_")}
-    environment = {**others, "TENON_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **without_settings(),
+        "TENON_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, stdout=subprocess.DEVNULL)
     passed, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.net import post_json
-from evalsuite.load.machine import describe
+from evalsuite.load.machine import describe, without_settings
 from evalsuite.load.verdict import Goal, add_json_option, report
 from serve.net import free_port
 from train.families import FAMILIES
@@ -43,10 +42,9 @@ def tenon(home: Path, environment: Mapping[str, str], *arguments: str) -> str:
 
 def python(module: str, *arguments: str, **environment: str) -> str:
     """What a module of ours prints; raises :class:`Failed` with its error, or its last line."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("TENON_")}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        env={**own, **environment},
+        env={**without_settings(), **environment},
         capture_output=True,
         text=True,
         check=False,

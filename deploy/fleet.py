@@ -35,7 +35,7 @@ from serve.config import Rank, Settings
 from serve.engine.device import installed_device
 from serve.engine.kinds import OPENAI, SERVED
 from serve.engine.limits import EngineLimits, GivenLimits
-from serve.engine.spec import EngineSpec
+from serve.engine.spec import EngineSpec, is_given
 from serve.engine.state import FIRST
 from serve.errors import BaseModelError, ConfigError
 from serve.net import address_problem, bare
@@ -186,8 +186,7 @@ def planned(settings: Settings, say: Say | None = None) -> list[PlannedEngine]:
     """
     found: dict[str, PlannedEngine] = {}
     bases: dict[str, str] = {}
-    further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
-    for engines in [BaseEngines.of(settings), *further]:
+    for engines in [BaseEngines.of(settings), *_further(settings)]:
         base = identify_base(engines.model, engines.extra_args, say)
         if not engines.urls:
             check_device(base, engines.extra_args)
@@ -246,15 +245,18 @@ def read_fleet(path: Path | None) -> list[BaseEngines | OpenAIServer]:
 
 def engine_args(settings: Settings) -> tuple[str, ...]:
     """The further arguments of the engines of ``settings.model``: the fleet's, where a command names a base of it."""
-    further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
-    engines = [engines for engines in further if _same(engines.model, settings.model)]
-    return (engines or [BaseEngines.of(settings)])[0].extra_args
+    return (engines_of(settings, settings.model) or BaseEngines.of(settings)).extra_args
 
 
 def engines_of(settings: Settings, model: str) -> BaseEngines | None:
-    """What the settings or the fleet say of a base's engines; None where they name no such base."""
-    further = [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
-    return next((one for one in (BaseEngines.of(settings), *further) if _same(one.model, model)), None)
+    """What the fleet, or else the settings, say of a base's engines; None where they name no such base."""
+    named = [*_further(settings), BaseEngines.of(settings)]
+    return next((engines for engines in named if _same(engines.model, model)), None)
+
+
+def _further(settings: Settings) -> list[BaseEngines]:
+    """The further bases of the fleet."""
+    return [entry for entry in read_fleet(settings.fleet) if isinstance(entry, BaseEngines)]
 
 
 def check_device(base: BaseIdentity, arguments: Sequence[str] = ()) -> None:
@@ -262,7 +264,7 @@ def check_device(base: BaseIdentity, arguments: Sequence[str] = ()) -> None:
 
     vLLM starts, and ends at the first request. ``arguments`` are the engine's further ones.
     """
-    if base.has_experts and installed_device() == "cpu" and WITHOUT_LORA not in arguments:
+    if base.has_experts and installed_device() == "cpu" and not is_given(arguments, WITHOUT_LORA):
         raise BaseModelError(
             f"vLLM serves no adapters on a base with experts on a CPU, and {base.name} has some",
             "choose a base without experts, or a machine with a GPU",

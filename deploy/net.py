@@ -29,12 +29,7 @@ def answers(url: str) -> bool:
 
 def get_json(url: str) -> dict[str, Any]:
     """The JSON that ``url`` answers, or an empty mapping where it does not."""
-    try:
-        with DIRECT.open(url, timeout=PROBE_TIMEOUT) as response:
-            content = json.loads(response.read())
-            return content if isinstance(content, dict) else {}
-    except UNANSWERED:
-        return {}
+    return _json_of(urllib.request.Request(url), PROBE_TIMEOUT)
 
 
 def post_json(url: str, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
@@ -44,8 +39,12 @@ def post_json(url: str, body: dict[str, Any], key: str | None = None) -> dict[st
     )
     if key is not None:
         request.add_unredirected_header("Authorization", f"Bearer {key}")
+    return _json_of(request, POST_TIMEOUT)
+
+
+def _json_of(request: urllib.request.Request, timeout: float) -> dict[str, Any]:
     try:
-        with DIRECT.open(request, timeout=POST_TIMEOUT) as response:
+        with DIRECT.open(request, timeout=timeout) as response:
             content = json.loads(response.read())
             return content if isinstance(content, dict) else {}
     except UNANSWERED:

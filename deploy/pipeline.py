@@ -15,6 +15,7 @@ from deploy.progress import TrainingView
 from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, of_this_machine, wanted
 from deploy.status import Status, processes
+from evalsuite.tasks import chat_fields
 from serve.config import Settings
 from serve.errors import AlreadyUp, BaseModelError, DataError, InputError, StorageError
 from serve.gateway.policy import SamplingPolicy
@@ -52,9 +53,7 @@ class Outcome:
         questions = self.judgement.evaluation.questions
         handy = (question for question in questions if len(question.text) <= LONGEST_SAMPLE)
         question = next(handy, None) or min(questions, key=lambda question: len(question.text))
-        messages = [message.to_openai() for message in question.messages]
-        tools = {"tools": list(question.tools), "tool_choice": "none"} if question.tools else {}
-        return {"messages": messages, **tools}
+        return chat_fields(question.messages, question.tools)
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome for a script to read."""
@@ -92,19 +91,19 @@ def train_and_register(
             "give held-out questions with --test (make: TEST=…), or set data.test_fraction above 0 and add rows",
         )
     with step("plan") as current:
-        unserved = ""
+        warnings: list[str] = []
         try:
             base = adaptable(settings, recipe.base, base, current.say)
         except BaseModelError as error:
             if to_prove:
                 raise
-            unserved = f"no engine here will serve this adapter: {error.message}"
+            warnings.append(f"no engine here will serve this adapter: {error.message}")
         plan = make_plan(recipe, prepared, base, max_rank=settings.max_lora_rank)
         current.result = (
             f"{plan.steps:,} steps · {plan.adapter_parameters:,} of {plan.base_parameters:,} parameters"
             f" · about {plan.memory / 2**30:.1f} GiB"
         )
-    for text in (*plan.warnings, *filter(None, [unserved])):
+    for text in (*plan.warnings, *warnings):
         note(text, "yellow")
     with step("train") as current:
         view = TrainingView(current)

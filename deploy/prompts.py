@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.net import post_json
-from evalsuite.tasks import Message
+from evalsuite.tasks import Message, chat_fields
 
 BEFORE, AFTER = 6, 16
 """Tokens that are shown before and after the first that differs."""
@@ -22,15 +22,14 @@ def written_otherwise(url: str, key: str | None, model: str, asked: Path) -> tup
     """
     try:
         kept = json.loads(asked.read_text(encoding="utf-8"))
-        messages = [Message.model_validate(message).to_openai() for message in kept["messages"]]
-        trained, tools, day = list(kept["tokens"]), kept["tools"], kept["day"]
+        messages = [Message.model_validate(message) for message in kept["messages"]]
+        chat = chat_fields(messages, kept["tools"] or ())
+        trained, day = list(kept["tokens"]), kept["day"]
     except (OSError, ValueError, LookupError, TypeError):
         return None  # of an adapter that was trained elsewhere, or before this was kept
     if day not in (None, date.today().isoformat()):
         return None  # the template may write the date
-    body = {"model": model, "messages": messages, "max_tokens": 1, "return_token_ids": True}
-    if tools:
-        body |= {"tools": tools, "tool_choice": "none"}
+    body = {"model": model, **chat, "max_tokens": 1, "return_token_ids": True}
     now = post_json(f"{url}/v1/chat/completions", body, key).get("prompt_token_ids")
     if not isinstance(now, list) or now == trained:
         return None

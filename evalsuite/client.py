@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from evalsuite.tasks import Question
+from evalsuite.tasks import Question, chat_fields
 from serve.errors import BadRequest, ConfigError, EngineUnavailable, ModelNotFound
 
 BUSY = frozenset({429, 502, 503, 504})
@@ -127,13 +127,10 @@ class _Asker:
     async def ask(self, model: str, question: Question) -> Answer:
         request: dict[str, Any] = {
             "model": model,
-            "messages": [message.to_openai() for message in question.messages],
+            **chat_fields(question.messages, question.tools),
             "temperature": 0,
             "max_tokens": self._asking.max_tokens,
         }
-        if question.tools:
-            # The model sees the tools as in training; the engine must not parse calls out of the text.
-            request |= {"tools": question.tools, "tool_choice": "none"}
         # Not orjson, which refuses integers over 64 bits; a tool's schema may have some.
         body = json.dumps(request, ensure_ascii=False).encode()
         began = time.monotonic()

@@ -6,6 +6,7 @@ conversational prompt-completion form that training reads as well.
 
 import json
 import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -35,6 +36,15 @@ class Message(BaseModel):
             message["tool_calls"] = [_call_to_openai(call) for call in self.tool_calls]
             message["content"] = self.content or None  # as clients send it
         return message
+
+
+def chat_fields(messages: Iterable[Message], tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A conversation as fields of a chat request.
+
+    The model sees the tools as in training; the engine must not parse calls out of the text.
+    """
+    offered = {"tools": list(tools), "tool_choice": "none"} if tools else {}
+    return {"messages": [message.to_openai() for message in messages], **offered}
 
 
 class Task(BaseModel):

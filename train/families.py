@@ -62,7 +62,7 @@ def make(name: str, folder: Path) -> None:
 
     built_in = resolve_model(BUILTIN)
     config = json.loads((built_in / "config.json").read_text(encoding="utf-8"))
-    tokens = {name: config.get(name) for name in ("eos_token_id", "pad_token_id", "vocab_size")}
+    tokens = {key: config.get(key) for key in ("eos_token_id", "pad_token_id", "vocab_size")}
     class_name, more = FAMILIES[name]
     made = getattr(transformers, class_name)(**{**SIZES, **tokens, "bos_token_id": None, **more})
     torch.manual_seed(0)

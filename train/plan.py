@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve.errors import DataError, RecipeError
-from serve.registry.base import EXPERTS
+from serve.registry.base import layer_name
 from train.memory import ENGINE_HOLDS, free_memory
 from train.recipe import Recipe
 
@@ -36,6 +36,8 @@ class Base(Protocol):
     def max_length(self) -> int: ...  # noqa: D102
     @property
     def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def has_experts(self) -> bool: ...  # noqa: D102
     @property
     def unadapted(self) -> frozenset[str]: ...  # noqa: D102
 
@@ -123,7 +125,7 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
     rank = recipe.lora.rank
     _check(_rank_problems(rank, max_rank), _target_problems(recipe, linear, base))
     targets = _targets(recipe, linear)
-    shapes = [shape for name, shape in linear.items() if _layer(name) in targets]
+    shapes = [shape for name, shape in linear.items() if layer_name(name) in targets]
     adapter = sum(rank * (shape[0] + shape[1]) for shape in shapes)
     length = min(recipe.train.max_length, base.max_length)
     steps = total_steps(recipe, rows)
@@ -155,8 +157,8 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
 
 
 def _linear(base: Base) -> dict[str, tuple[int, ...]]:
-    left_out = _expert_layers(base.shapes) | base.unadapted
-    return {name: shape for name, shape in _matrices(base.shapes).items() if _layer(name) not in left_out}
+    left_out = _expert_layers(base) | base.unadapted
+    return {name: shape for name, shape in _matrices(base.shapes).items() if layer_name(name) not in left_out}
 
 
 def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -167,22 +169,18 @@ def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     }
 
 
-def _expert_layers(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+def _expert_layers(base: Base) -> frozenset[str]:
     """The names of layers in experts, and of their routers: PEFT adapts those as raw parameters, no engine does.
 
     A layer elsewhere that is called as one of them is among them, as PEFT tells layers by their names.
     """
-    if not any(EXPERTS.intersection(name.split(".")) for name in shapes):
+    if not base.has_experts:
         return frozenset()
     return frozenset(
-        _layer(name)
-        for name in _matrices(shapes)
+        layer_name(name)
+        for name in _matrices(base.shapes)
         if not (ROUTERS | {"experts"}).isdisjoint(name.removesuffix(".weight").split("."))
     )
-
-
-def _layer(name: str) -> str:
-    return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def _check(*found: Iterator[tuple[str, str]]) -> None:
@@ -204,7 +202,7 @@ def _rank_problems(rank: int, highest: int | None) -> Iterator[tuple[str, str]]:
 def _target_problems(
     recipe: Recipe, linear: Mapping[str, tuple[int, ...]], served: Base
 ) -> Iterator[tuple[str, str]]:
-    layers, base, experts = _layers(linear), served.name, _expert_layers(served.shapes)
+    layers, base, experts = _layers(linear), served.name, _expert_layers(served)
     if any(name.endswith("c_attn.weight") and shape[1] == 3 * shape[0] for name, shape in linear.items()):
         # GPT-2's layers, whose weights are the other way round.
         yield f"the layers of {base} are Conv1D, of which no engine adapts any", "choose another base"
@@ -231,7 +229,7 @@ def _target_problems(
 
 
 def _layers(linear: Mapping[str, tuple[int, ...]]) -> list[str]:
-    return sorted({_layer(name) for name in linear})
+    return sorted({layer_name(name) for name in linear})
 
 
 def _targets(recipe: Recipe, linear: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -241,9 +239,9 @@ def _targets(recipe: Recipe, linear: Mapping[str, tuple[int, ...]]) -> tuple[str
 
 def _warnings(plan: Plan, recipe: Recipe, base: Base, narrowest: int) -> Iterator[str]:
     train = recipe.train
-    if _expert_layers(base.shapes):
+    if _expert_layers(base):
         yield f"the experts of {base.name} get no update, as no engine adapts them; its other layers do"
-    if unadapted := sorted(base.unadapted & set(map(_layer, _matrices(base.shapes)))):
+    if unadapted := sorted(base.unadapted & set(map(layer_name, _matrices(base.shapes)))):
         layers = f"{', '.join(unadapted)} of {base.name}"
         yield f"no update for {layers}, which vLLM does not adapt by this name; the other layers get one"
     if train.max_length > base.max_length and "max_length" in train.model_fields_set:

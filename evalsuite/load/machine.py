@@ -70,6 +70,11 @@ def on_cores(cores: set[int] | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def without_settings() -> dict[str, str]:
+    """Our environment, but for the settings of Tenon."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("TENON_")}
+
+
 @contextlib.contextmanager
 def child(
     command: Sequence[str],
@@ -79,14 +84,13 @@ def child(
     cores: set[int] | None = None,
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """A process that ends with the block; its output goes to ``log``, settings of ours are not passed on."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TENON_")}
     with log.open("ab") as output, on_cores(cores):
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**inherited, **(variables or {})},
+            env={**without_settings(), **(variables or {})},
         )
     try:
         yield process

@@ -76,6 +76,16 @@ def _text_of(content: Any) -> str:
     return content or ""
 
 
+def said_last(body: Mapping[str, Any]) -> str:
+    """What the last message of a chat says."""
+    return str(body["messages"][-1].get("content"))
+
+
+def byte_tokens(text: str) -> list[int]:
+    """The tokens of a text where they are told: one per byte."""
+    return list(text.encode())
+
+
 @dataclass(frozen=True)
 class Choice:
     """One answer: the prompt it belongs to, its tokens and why it ended."""
@@ -161,7 +171,7 @@ class Reply:
         write = self._chat_choice if self.chat else self._text_choice
         asked = {}
         if self.chat and self.body.get("return_token_ids"):
-            asked["prompt_token_ids"] = list(str(self.body["messages"][-1].get("content")).encode())
+            asked["prompt_token_ids"] = byte_tokens(said_last(self.body))
         return self._head("chat.completion" if self.chat else "text_completion") | {
             **asked,
             "choices": [write(number, choice) for number, choice in enumerate(self.choices)],

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from serve.engine.fake_answers import Reply, split_tokens, weights_of
+from serve.engine.fake_answers import Reply, byte_tokens, said_last, split_tokens, weights_of
 
 DIMENSIONS = 4
 _ids = itertools.count(1)
@@ -32,7 +32,7 @@ def texts_of(value: Any) -> list[str]:
 
 def _read(body: Mapping[str, Any]) -> list[str]:
     if "messages" in body:
-        return [str(body["messages"][-1].get("content"))]
+        return [said_last(body)]
     return texts_of(body["input"])
 
 
@@ -112,8 +112,7 @@ def ranks(body: Mapping[str, Any], model: str, voice: str) -> dict[str, Any]:
 
 def tokens(body: Mapping[str, Any], max_model_len: int) -> dict[str, Any]:
     """``/tokenize``: one token per byte."""
-    text = body["prompt"] if "prompt" in body else str(body["messages"][-1].get("content"))
-    ids = list(text.encode())
+    ids = byte_tokens(body["prompt"] if "prompt" in body else said_last(body))
     strings = [chr(token) for token in ids] if body.get("return_token_strs") else None
     return {"count": len(ids), "max_model_len": max_model_len, "tokens": ids, "token_strs": strings}
 

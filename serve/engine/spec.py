@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import pairwise
@@ -188,9 +188,7 @@ class EngineSpec:
         return int(values[-1]) if values else None
 
     def _user_sets(self, option: str) -> bool:
-        """Whether ``extra_args`` has ``option``, which vLLM takes with underscores and as ``option.key`` too."""
-        given = (re.split("[=.]", arg, maxsplit=1)[0].replace("_", "-") for arg in self.extra_args)
-        return option in given
+        return is_given(self.extra_args, option)
 
     def environment(self, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
         """The child's environment: ``inherited`` (by default ours) with what the engine needs on top."""
@@ -249,6 +247,11 @@ class EngineSpec:
         """Twelve hex digits, equal for specs that serve alike; only such an engine is adopted."""
         words = [*self.argv(port=0), *(() if self.cpu_lora else ("without", PLUGIN))]
         return hashlib.sha256(shlex.join(words).encode()).hexdigest()[:12]
+
+
+def is_given(arguments: Sequence[str], option: str) -> bool:
+    """Whether ``arguments`` have ``option``, which vLLM takes with underscores and as ``option.key`` too."""
+    return option in (re.split("[=.]", argument, maxsplit=1)[0].replace("_", "-") for argument in arguments)
 
 
 def weights_bytes(model: Path) -> int:

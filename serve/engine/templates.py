@@ -60,9 +60,8 @@ def content_format(template: str) -> ContentFormat:
     found = next((form for roles in ROLES if (form := _form(template, _chat(*roles)))), None)
     if found is None or found == "string":
         return "string"
-    return (
-        _form(template, _chat("user", "caller")) or found
-    )  # a template that takes no calls says nothing of them
+    # A template that takes no calls says nothing of them.
+    return _form(template, _chat("user", "caller")) or found
 
 
 def _form(template: str, chat: Sequence[Mapping[str, Any]]) -> ContentFormat | None:
@@ -116,7 +115,7 @@ def _tells(template: str, chat: Sequence[Mapping[str, Any]], said: Iterable[str]
 
 @lru_cache(maxsize=1)
 def _environment() -> "SandboxedEnvironment":
-    """Jinja as transformers and vLLM set it up for chat templates."""
+    """Jinja as transformers and vLLM set it up for chat templates; neither is imported here, which takes seconds."""
     from jinja2 import TemplateError
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment

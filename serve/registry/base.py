@@ -141,6 +141,11 @@ def _need_head(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+def layer_name(tensor: str) -> str:
+    """What the layer of a weight is called, as in ``lora.target_modules``."""
+    return tensor.removesuffix(".weight").rpartition(".")[2]
+
+
 def safe_name(text: str) -> str:
     """The last part of a path or hub id, spelt as :mod:`serve.names` wants names."""
     last = text.rstrip("/").rsplit("/", 1)[-1].lower()

@@ -14,7 +14,6 @@ from serve.errors import BaseModelError, DataError
 MARK = "an answer to be found again"
 NEXT = "a question to be found again"
 
-
 CLOSED = re.compile(r"(</[\w:-]+>|<\w+\|>|<\|END_\w+\|>)\s*$")
 """How a thought ends that templates put into a prompt, so that the answer follows at once."""
 OPEN = re.compile(r"(<(think|thinking|thought|reasoning)>|<\|START_THINKING\|>|\[THINK\])\s*$", re.IGNORECASE)

@@ -168,8 +168,8 @@ def _encoded(
     stops: set[int],
 ) -> Iterator[tuple[int, Mapping[str, Any], list[int], list[int]]]:
     """Number and row, the tokens of its prompt, and those of prompt and completion, which begin with them."""
-    rendering, endings = Rendering(tokenizer), _Endings(tokenizer, stops)
-    between = tokenizer(rendering.between, add_special_tokens=False)["input_ids"]
+    rendering = Rendering(tokenizer)
+    endings = _Endings(tokenizer, stops, rendering.between)
     while some := list(islice(rows, AT_ONCE)):
         texts = [_texts(name, number, row, rendering) for number, row in some]
         flat = [text for pair in texts for text in pair]
@@ -183,35 +183,33 @@ def _encoded(
                 rest = text[len(prompt) :]
                 whole = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
             answer = whole[len(start) :]
-            if answer and stops.isdisjoint(answer):
-                answer += _until_stop(between, stops)
-            yield number, row, start, start + endings.cut(answer)
+            yield number, row, start, start + endings.of(answer) if answer else start
 
 
 class _Endings:
-    """Cuts off what a template writes after an answer's end, such as the beginning of the next one; blanks stay."""
+    """Has answers end where a generation does, whatever their template writes there.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> None:
+    ``between`` is what it writes before the next question: where it does not close an answer, the stop token in that
+    ends it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: set[int], between: str) -> None:
+        ids = tokenizer(between, add_special_tokens=False)["input_ids"]
+        self._closing: list[int] = next(
+            (ids[: place + 1] for place, token in enumerate(ids) if token in stops), []
+        )
         self._tokenizer, self._stops = tokenizer, stops
         self._blank: dict[tuple[int, ...], bool] = {(): True}
 
-    def cut(self, ids: list[int]) -> list[int]:
-        """The answer up to its last stop token, with blanks after it; all of it without one."""
-        last = next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in self._stops), None)
+    def of(self, answer: list[int]) -> list[int]:
+        """The answer up to its last stop token, with blanks after it; one without is closed, if it can be."""
+        last = next((place for place in reversed(range(len(answer))) if answer[place] in self._stops), None)
         if last is None:
-            return ids
-        rest = tuple(ids[last + 1 :])
+            return answer + self._closing
+        rest = tuple(answer[last + 1 :])
         if rest not in self._blank:
             self._blank[rest] = not self._tokenizer.decode(rest).strip()
-        return ids if self._blank[rest] else ids[: last + 1]
-
-
-def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
-    """The tokens up to the first that ends a generation; none without one.
-
-    For templates that do not close an answer: there the token that begins the next question ends it.
-    """
-    return next((ids[: place + 1] for place, token in enumerate(ids) if token in stops), [])
+        return answer if self._blank[rest] else answer[: last + 1]
 
 
 def _texts(name: str, number: int, row: Mapping[str, Any], rendering: Rendering) -> tuple[str, str]:

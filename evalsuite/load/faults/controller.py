@@ -13,7 +13,7 @@ from pathlib import Path
 from evalsuite.load.connection import Answer, request_to
 from evalsuite.load.faults.found import Found
 from evalsuite.load.faults.witness import question, until
-from evalsuite.load.machine import child
+from evalsuite.load.machine import child, without_settings
 from evalsuite.load.traffic import OpenLoop, until_answered
 from evalsuite.load.verdict import Goal, Spread
 from serve.net import free_port
@@ -33,8 +33,7 @@ class Stack:
     def __init__(self, home: Path, engine_url: str) -> None:
         self.home, self.port = home, free_port("127.0.0.1")
         self.url = f"http://127.0.0.1:{self.port}"
-        self._environ = {key: value for key, value in os.environ.items() if not key.startswith("TENON_")}
-        self._environ |= {
+        self._environ = without_settings() | {
             "TENON_HOME": str(home),
             "TENON_ENGINE_URL": engine_url,
             "TENON_PORT": str(self.port),
