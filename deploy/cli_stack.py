@@ -88,32 +88,30 @@ def up(
 ) -> None:
     """Start the engines, the gateway and the controller, or recover what died."""
     settings = settings_to_run(context, model=model, port=port, host=host, engine_url=engine_url)
-    with step("up") as current:
-        stack.up(settings, current.say)
-        try:
-            coming = wait_for_aliases(settings, current.say)
-        except KeyboardInterrupt:
-            if not detach:
-                stack.down(settings.home)
-            raise
-        now = status_of(settings.home)
-        current.result = f"{now.base} at {now.url}/v1"
-    for version in coming:
-        note(f"{version} is still on its way; see `tenon status`", "yellow")
-    if not asks_for_keys(settings):
-        note("no keys: loopback only; with the first `tenon keys create NAME` the gateway asks for them")
-    if as_json:
-        print_json(now.to_dict())
-    if detach:
-        console.print("Stop it with `tenon down`.")
-        return
+    answers = False
     try:
+        with step("up") as current:
+            stack.up(settings, current.say)
+            answers = True
+            coming = wait_for_aliases(settings, current.say)
+            now = status_of(settings.home)
+            current.result = f"{now.base} at {now.url}/v1"
+        for version in coming:
+            note(f"{version} is still on its way; see `tenon status`", "yellow")
+        if not asks_for_keys(settings):
+            note("no keys: loopback only; with the first `tenon keys create NAME` the gateway asks for them")
+        if as_json:
+            print_json(now.to_dict())
+        if detach:
+            console.print("Stop it with `tenon down`.")
+            return
         console.print("Running until ctrl-C.")
         while processes(settings.home).controller.running:
             time.sleep(1.0)
     except KeyboardInterrupt:
-        with step("down") as current:
-            current.result = ", ".join(stack.down(settings.home)) or "nothing ran any more"
+        if answers and not detach:  # a start that was cut off has undone itself
+            with step("down") as current:
+                current.result = ", ".join(stack.down(settings.home)) or "nothing ran any more"
         raise
     if not processes(settings.home).down:
         raise NotUp(

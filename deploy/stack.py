@@ -21,6 +21,7 @@ from serve.errors import (
     EngineStartFailed,
     Unavailable,
 )
+from serve.interrupts import interrupts_wait
 from serve.log_lines import message_of
 from serve.net import check_reach, listen
 from serve.prices import Prices
@@ -48,8 +49,16 @@ def up(settings: Settings, say: Callable[[str], None]) -> Status:
                 f"the stack of {settings.home} is up already at {before.url} serving {before.base}",
                 "see `tenon status`; to change its settings run `tenon down` first",
             )
-        child = None if before.controller.running else start_controller(settings, before, say)
+        child: subprocess.Popen[bytes] | None = None
         try:
+            if not before.controller.running:
+                prepare(settings, before, say)
+                with interrupts_wait():
+                    child = spawn(
+                        "deploy.controller",
+                        *("--home", str(settings.home)),
+                        log=settings.logs / "controller.log",
+                    )
             return wait_until_up(settings, child, say)
         except BaseException:
             if child is not None:
@@ -57,16 +66,13 @@ def up(settings: Settings, say: Callable[[str], None]) -> Status:
             raise
 
 
-def start_controller(
-    settings: Settings, before: Status, say: Callable[[str], None]
-) -> "subprocess.Popen[bytes]":
-    """Write what is wanted and start a controller; it adopts an engine and a gateway that still live."""
+def prepare(settings: Settings, before: Status, say: Callable[[str], None]) -> None:
+    """Check and write what is wanted, for a controller that adopts an engine and a gateway that still live."""
     if before.gateway.pid is None:
         check_gateway(settings)
     planned_servers(settings, planned(settings, say))
     write_stack(settings)
     (settings.state / "gateway-exit.json").unlink(missing_ok=True)
-    return spawn("deploy.controller", "--home", str(settings.home), log=settings.logs / "controller.log")
 
 
 def check_gateway(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from serve import errors
 from serve.errors import StorageError, TenonError, TrainingFailed
+from serve.interrupts import interrupts_wait
 from serve.registry.base import BaseIdentity
 from serve.registry.hub import HUB_ID
 from train import runs
@@ -151,26 +152,28 @@ def _worker(run: Run, lock: int) -> Iterator[subprocess.Popen[str]]:
         log = run.log.open("ab")
     except OSError as error:
         raise runs.storage_error(run.log, error) from error
-    with log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "train.worker", "--run", str(run.folder)],
-            stdin=subprocess.PIPE,  # held open: its end tells the worker that this process is gone
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            encoding="utf-8",
-            env=_environment(),
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
+    process: subprocess.Popen[str] | None = None
     try:
+        with log, interrupts_wait():
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "train.worker", "--run", str(run.folder)],
+                stdin=subprocess.PIPE,  # held open: its end tells the worker that this process is gone
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=_environment(),
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
         yield process
         process.wait()
     except BaseException:
-        _end(process)
+        if process is not None:
+            _end(process)
         raise
     finally:
-        for pipe in (process.stdin, process.stdout):
+        for pipe in (process.stdin, process.stdout) if process is not None else ():
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()

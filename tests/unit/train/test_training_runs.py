@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from small_base import Room, make_row, write_base, write_data
+from support.interrupts import InterruptedPopen, ctrl_c_works
 from support.workers import training_workers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -399,3 +400,15 @@ def test_a_base_is_trained_with_its_own_attention(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert has_own_attention(tmp_path) == eager
+
+
+def test_a_worker_whose_start_is_interrupted_is_not_left_behind(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", InterruptedPopen)
+    recipe = Recipe.load(None, ["train.max_steps=5000"])
+    with ctrl_c_works(), pytest.raises(KeyboardInterrupt):
+        run_training(recipe, room.prepared, room.base, tmp_path)
+    worker = InterruptedPopen.started.pop()
+    assert worker.returncode is not None
+    assert not psutil.pid_exists(worker.pid)
