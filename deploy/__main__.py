@@ -1,12 +1,19 @@
 """``tenon``, and ``python -m deploy``."""
 
+import sys
+
 from serve.imports import collector_resting
+
+INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line."""
-    with collector_resting():
-        from deploy.cli import main as run
+    try:
+        with collector_resting():
+            from deploy.cli import main as run
+    except KeyboardInterrupt:  # while it is imported: there is nothing to tell, and nothing to undo
+        sys.exit(INTERRUPTED)
     run()
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import signal
 import sys
 from importlib.metadata import version as distribution_version
@@ -67,9 +68,16 @@ def common(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: the edge where errors become messages and exit codes."""
     atexit.register(gc.freeze)  # nothing is worth looking for then, and the search takes part of a second
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    terminal = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        for descriptor in terminal:  # it is gone, and whatever is still said must not fail for that
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        interrupt(number, frame)
+
+    for number, handler in ((signal.SIGTERM, interrupt), (signal.SIGHUP, hang_up)):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has its way
-            signal.signal(number, interrupt)
+            signal.signal(number, handler)
     try:
         code = app(args=arguments, standalone_mode=False)
     except TenonError as error:

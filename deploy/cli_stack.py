@@ -106,12 +106,12 @@ def up(
             console.print("Stop it with `tenon down`.")
             return
         console.print("Running until ctrl-C.")
-        while processes(settings.home).controller.running:
+        while processes(settings.home).controller.pid is not None:
             time.sleep(1.0)
-    except KeyboardInterrupt:
+    except BaseException:
         if answers and not detach:  # a start that was cut off has undone itself
             with step("down") as current:
-                current.result = ", ".join(stack.down(settings.home)) or "nothing ran any more"
+                current.result = ", ".join(stack.down(settings.home, current.say)) or "nothing ran any more"
         raise
     if not processes(settings.home).down:
         raise NotUp(
@@ -130,7 +130,7 @@ def down(context: typer.Context, as_json: Json = False) -> None:
     home = Home.found(context.obj)  # whatever is set wrongly, what runs can be stopped
     with step("down") as current:
         current.say("letting requests in flight finish")
-        ended = stack.down(home)
+        ended = stack.down(home, current.say)
         current.result = ", ".join(ended) or "nothing ran"
     if as_json:
         print_json({"stopped": ended})

@@ -13,8 +13,9 @@ from deploy.console import note, step
 from deploy.evaluation import Judgement, judge
 from deploy.progress import TrainingView
 from deploy.questions import prepare_in, recorded
-from deploy.serving import move_alias, of_this_machine, wanted
-from deploy.status import Status, processes
+from deploy.serving import move_alias, of_another_command, wanted
+from deploy.status import STOPPING, Status, processes
+from deploy.waiting import READY_AFTER_ENGINE
 from evalsuite.tasks import chat_fields
 from serve.config import Settings
 from serve.errors import AlreadyUp, BaseModelError, DataError, InputError, StorageError
@@ -252,20 +253,20 @@ def check_before(settings: Settings) -> None:
 def in_use(registry: Registry) -> bool:
     """Whether another command of this machine needs the stack by now; not, where nobody can tell."""
     try:
-        return any(of_this_machine(holder) for holder in registry.holders())
+        return any(of_another_command(holder) for holder in registry.holders())
     except StorageError:
         return False
 
 
 def ensure_up(settings: Settings, say: Callable[[str], None]) -> tuple[Status, bool]:
-    """The running stack, and whether it is ours: all of it was down, and we brought it up.
+    """The running stack, and whether it is ours: all of it was down, or about to be, and we brought it up.
 
     Where another command is about to bring it up, that is waited for.
     """
-    deadline = time.monotonic() + settings.engine_start_timeout + stack.READY_AFTER_ENGINE
+    deadline = time.monotonic() + settings.engine_start_timeout + READY_AFTER_ENGINE
     while not (now := processes(settings.home)).healthy:
         try:
-            return stack.up(settings, say), now.down
+            return stack.up(settings, say), now.down or now.controller.state == STOPPING
         except AlreadyUp:
             if time.monotonic() > deadline:
                 raise

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import psutil
 
+from serve.config import DRAIN_SECONDS
 from serve.errors import AlreadyUp, StorageError
 from serve.records import ProcessIdentity, read_json
 
 NOT_STARTED = "could not be started"  # how the reason begins that a gateway has no log of its own
-GATEWAY_GRACE = 30.0  # seconds that requests in flight are given to end
+GATEWAY_GRACE = (
+    DRAIN_SECONDS + 5.0
+)  # seconds: it ends by itself after the first, and says so to those it cuts off
 
 # Processes that may outlive us: kept, as Python warns of a running child that nobody refers to any more.
 spawned: "list[subprocess.Popen[bytes]]" = []

@@ -43,7 +43,7 @@ def wanted(registry: Registry, ref: VersionRef, seconds: float = LEASE) -> Itera
 
     Others may want it at the same time: none takes it from another. Killed, we want it for ``seconds`` more.
     """
-    holder = f"{_machine()}{os.getpid()}:{secrets.token_hex(4)}"
+    holder = f"{_ours()}{secrets.token_hex(4)}"
     done = threading.Event()
     registry.want(ref, holder, seconds)
     beat = threading.Thread(target=_renew, args=(registry, ref, holder, seconds, done), daemon=True)
@@ -62,9 +62,13 @@ def _machine() -> str:
     return f"{socket.gethostname()[:64]}:"
 
 
-def of_this_machine(holder: str) -> bool:
-    """Whether a want is that of a command on this machine, which uses the stack here."""
-    return holder.startswith(_machine())
+def _ours() -> str:
+    return f"{_machine()}{os.getpid()}:"
+
+
+def of_another_command(holder: str) -> bool:
+    """Whether a want is that of another command on this machine, which uses the stack here, too."""
+    return holder.startswith(_machine()) and not holder.startswith(_ours())
 
 
 def _renew(registry: Registry, ref: VersionRef, holder: str, seconds: float, done: threading.Event) -> None:

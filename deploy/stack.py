@@ -2,68 +2,77 @@
 
 import asyncio
 import contextlib
+import fcntl
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from deploy.fleet import planned, planned_servers
-from deploy.net import answers
-from deploy.processes import GATEWAY_GRACE, NOT_STARTED, end, holding, recorded, spawn
-from deploy.stack_file import stack_file, write_stack
-from deploy.status import Status, processes, status
+from deploy.processes import GATEWAY_GRACE, end, holding, recorded, spawn
+from deploy.stack_file import read_stack, stack_file, write_stack
+from deploy.status import STOPPING, Status, processes
+from deploy.waiting import Since, wait_until_up
 from serve.config import Settings
-from serve.engine.state import forget, read_records, record_files
-from serve.errors import (
-    AlreadyUp,
-    EngineStartFailed,
-    Unavailable,
-)
+from serve.engine.state import forget, record_files
+from serve.errors import AlreadyUp, StorageError
 from serve.interrupts import interrupts_wait
-from serve.log_lines import message_of
 from serve.net import check_reach, listen
 from serve.prices import Prices
 from serve.records import ProcessIdentity, read_json
 from serve.registry import Registry
 
-CONTROLLER_GRACE = 75.0  # seconds: the gateway's 30 and the engine's 15, and room
-READY_AFTER_ENGINE = 120.0  # seconds for the gateway, once the engine is ready
+CONTROLLER_GRACE = GATEWAY_GRACE + 40.0  # seconds: also the engine's 15, and room
 
 
 def up(settings: Settings, say: Callable[[str], None]) -> Status:
     """Bring the stack up and wait until it answers; adopts what a crashed controller left running.
 
-    Raises :class:`AlreadyUp` where all of it runs, :class:`PortInUse`, :class:`BaseModelError` or
-    :class:`EngineStartFailed`. After a failed or interrupted start, what ran before still runs and nothing
-    else does.
+    One that is about to go down is waited for. Raises :class:`AlreadyUp` where all of it runs, :class:`PortInUse`,
+    :class:`BaseModelError` or :class:`EngineStartFailed`. After a failed or interrupted start, what ran before still
+    runs, what was asked for before still holds, and nothing else does.
     """
     taken = AlreadyUp(
         f"another command brings the stack of {settings.home} up", "wait for it; see `tenon status`"
     )
     with holding(settings.state / "up.lock", taken):
-        before = processes(settings.home)
+        before = settled(settings.home, say)
         if before.healthy:
             raise AlreadyUp(
                 f"the stack of {settings.home} is up already at {before.url} serving {before.base}",
                 "see `tenon status`; to change its settings run `tenon down` first",
             )
+        asked_before = read_stack(settings.home)
         child: subprocess.Popen[bytes] | None = None
         try:
-            if not before.controller.running:
-                prepare(settings, before, say)
-                with interrupts_wait():
-                    child = spawn(
-                        "deploy.controller",
-                        *("--home", str(settings.home)),
-                        log=settings.logs / "controller.log",
-                    )
-            return wait_until_up(settings, child, say)
+            while True:
+                since = Since.now(settings.logs)
+                if not before.controller.running:
+                    prepare(settings, before, say)
+                    with interrupts_wait():
+                        child = start_controller(settings)
+                if (now := wait_until_up(settings, child, since, say)) is not None:
+                    return now
+                before = settled(settings.home, say)  # the controller that was there has ended since
         except BaseException:
             if child is not None:
-                undo(child, settings.home, before)
+                with suppress(OSError, SystemExit):  # as where nobody reads what we say any more
+                    say("stopping what was started")
+            undo(child, settings.home, before, asked_before)
             raise
+
+
+def settled(home: Path, say: Callable[[str], None]) -> Status:
+    """What runs, once a stack that was told to go down has done so."""
+    with going_down(home, say):
+        while (now := processes(home)).controller.state == STOPPING:
+            say("waiting for the stack to go down")
+            time.sleep(0.25)
+    return now
 
 
 def prepare(settings: Settings, before: Status, say: Callable[[str], None]) -> None:
@@ -86,124 +95,84 @@ def check_gateway(settings: Settings) -> None:
     Prices.load(settings.prices)
 
 
-def undo(child: "subprocess.Popen[bytes]", home: Path, before: Status) -> None:
+def start_controller(settings: Settings) -> "subprocess.Popen[bytes]":
+    """Start a controller for what ``stack.json`` asks for."""
+    return spawn("deploy.controller", "--home", str(settings.home), log=settings.logs / "controller.log")
+
+
+def undo(
+    child: "subprocess.Popen[bytes] | None", home: Path, before: Status, asked_before: Settings | None
+) -> None:
     """Take back a start: what was down before goes down, what was adopted stays up."""
+    if (
+        before.down
+    ):  # first, as a second ctrl-C may cut off the rest, which a controller that was told to does alone
+        restore(home, asked_before)
+    if child is None:
+        return
     if before.down:
         child.terminate()
         with suppress(subprocess.TimeoutExpired):
             child.wait(CONTROLLER_GRACE)
-        down(home)
+        stop(home)
         return
-    child.kill()  # asked politely, it would stop what it adopted
-    child.wait()
+    started = kill_leaving_children(child)  # asked politely, it would stop what it adopted
     (home / "run" / "controller.json").unlink(missing_ok=True)
     if before.gateway.pid is None:
         end_gateway(home)
     end_engines(home, {name for name, part in before.engines.items() if part.pid is not None})
+    for identity in started:  # what has left no record of itself yet
+        end(identity, grace=GATEWAY_GRACE)
 
 
-def wait_until_up(
-    settings: Settings, child: "subprocess.Popen[bytes] | None", say: Callable[[str], None]
-) -> Status:
-    """Wait for engines and gateway, saying what is going on; ``child`` is the controller if we started it.
-
-    A first start that fails is given up at once, as it would fail again; in a stack that ran before, the
-    controller is given one more try. An engine that fails is not waited for where another one has its base.
-    """
-    started, deadline = time.time(), time.monotonic() + settings.engine_start_timeout + READY_AFTER_ENGINE
-    before = read_records(settings.state)
-    tries = {
-        name: 0 if child is not None else int(was.get("restarts", 0)) + 1 for name, was in before.items()
-    }
-    plan = planned(settings)
-    names = [part.name for part in plan] + [part.name for part in planned_servers(settings, plan)]
-    while time.monotonic() < deadline:
-        now = processes(settings.home)
-        failed = failures(settings, started, tries)
-        if all_up(now, names, failed) and answers(f"{now.url}/readyz"):
-            return status(settings.home)
-        if (child.poll() is not None) if child is not None else not now.controller.running:
-            raise EngineStartFailed(
-                f"the controller ended: {last_line(settings.logs / 'controller.log')}",
-                f"see {settings.logs / 'controller.log'}",
-            )
-        raise_failure(settings, now, started, failed, names)
-        say(progress_of(settings, now))
-        time.sleep(0.25)
-    raise EngineStartFailed(
-        f"the engine was not ready after {settings.engine_start_timeout:.0f} s",
-        "see its log, or raise TENON_ENGINE_START_TIMEOUT",
-    )
+def restore(home: Path, asked_before: Settings | None) -> None:
+    """Have ``stack.json`` say again what the stack was asked for before, as well as the disk allows."""
+    with suppress(OSError, StorageError):
+        if asked_before is None:
+            stack_file(home).unlink(missing_ok=True)
+        else:
+            write_stack(asked_before)
 
 
-def failures(settings: Settings, started: float, tries: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """The records of engines that failed since ``started`` so that waiting on is of no use, by name."""
-    found = {}
-    for name, engine in read_records(settings.state).items():
-        down = engine.get("state") in ("down", "backoff") and engine.get("error")
-        again = not engine.get("attached") and int(engine.get("restarts", 0)) <= tries.get(name, 0)
-        if down and engine["since"] >= started and not again:
-            found[name] = engine
-    return found
+def kill_leaving_children(child: "subprocess.Popen[bytes]") -> list[ProcessIdentity]:
+    """End a process at once; returns the children that it leaves."""
+    child.send_signal(signal.SIGSTOP)  # it starts nothing more
+    left = []
+    with suppress(psutil.Error):
+        for process in psutil.Process(child.pid).children():
+            with suppress(ProcessLookupError):
+                left.append(ProcessIdentity.of(process.pid))
+    child.kill()
+    child.wait()
+    return left
 
 
-def all_up(now: Status, names: Collection[str], failed: Collection[str]) -> bool:
-    """Whether all runs, engines of these ``names`` among it, but for those that failed."""
-    running = {name for name, part in now.engines.items() if part.running}
-    return now.controller.running and now.gateway.running and running.issuperset(set(names) - set(failed))
-
-
-def raise_failure(
-    settings: Settings,
-    now: Status,
-    started: float,
-    failed: Mapping[str, Mapping[str, Any]],
-    names: Collection[str],
-) -> None:
-    """Raise what the engines of a base or the gateway failed with since ``started``.
-
-    As long as one of ``names`` has told nothing yet, it may be what the base of a failed one is served by.
-    """
-    records = read_records(settings.state)
-    hopeful = {base_of(engine) for name, engine in records.items() if name not in failed}
-    all_told = records.keys() >= set(names)
-    for name, engine in failed.items():
-        if all_told and base_of(engine) not in hopeful:
-            log = settings.logs / f"{name}.log"
-            raise EngineStartFailed(engine["error"], engine.get("hint") or f"see {log}")
-    gateway = read_json(settings.state / "gateway-exit.json")
-    if gateway.get("failures", 0) > 1 and gateway["at"] >= started:
-        log, reason = settings.logs / "gateway.log", str(gateway["reason"])
-        why = reason if reason.startswith(NOT_STARTED) else last_line(log)
-        raise Unavailable(f"the gateway does not start: {why}", f"see {log}")
-
-
-def base_of(engine: Mapping[str, Any]) -> object:
-    """What joins the engines of a base: its digest, or its name where nobody but a server knows it."""
-    return engine.get("base_digest") or engine.get("base_name")
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return "it left no log"
-    return next((message_of(line.strip()) for line in reversed(lines) if line.strip()), "its log is empty")
-
-
-def progress_of(settings: Settings, now: Status) -> str:
-    """What a person waiting wants to read."""
-    for name, engine in read_records(settings.state).items():
-        if name not in now.engines or not now.engines[name].running:
-            return f"{name}: {engine.get('stage') or engine.get('state', 'starting')}"
-    if not now.engines:
-        return "engine: starting"
-    return "gateway"
-
-
-def down(home: Path) -> list[str]:
+def down(home: Path, say: Callable[[str], None] = lambda _: None) -> list[str]:
     """Stop all parts, also those that a dead controller left behind; returns what was stopped."""
+    with going_down(home, say):
+        stopped = stop(home)
+        stack_file(home).unlink(missing_ok=True)
+    return stopped
+
+
+@contextlib.contextmanager
+def going_down(home: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold off other commands that take the stack down, or wait for them, for as long as the block runs."""
+    with contextlib.ExitStack() as held:
+        with suppress(
+            OSError
+        ):  # without the folder nothing runs, and on a full disk it must be stopped all the same
+            file = held.enter_context((home / "run" / "down.lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("another command takes the stack down")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def stop(home: Path) -> list[str]:
+    """Stop all parts that run; what the stack was asked for stays."""
     stopped = []
     controller = recorded(home / "run" / "controller.json")
     if controller is not None:
@@ -212,7 +181,6 @@ def down(home: Path) -> list[str]:
     stopped += ["gateway"] * end_gateway(home) + end_engines(home)
     for name in ("controller.json", "gateway-exit.json"):
         (home / "run" / name).unlink(missing_ok=True)
-    stack_file(home).unlink(missing_ok=True)
     return stopped
 
 

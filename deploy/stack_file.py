@@ -20,6 +20,8 @@ def read_stack(home: Path) -> Settings | None:
     try:
         return Settings.stored(read_json(path))
     except ConfigError as error:
+        if not path.exists():  # taken down between both looks
+            return None
         raise ConfigError(f"{path}: {error.message}", "run `tenon down`, then `tenon up`") from error
 
 

@@ -16,10 +16,12 @@ from serve.net import bare, url_of
 from serve.records import read_json
 from serve.registry import Registry
 
+STOPPING = "stopping"
+
 
 @dataclass(frozen=True)
 class Part:
-    """One process of the stack: ``state`` is running, starting, restarting, not answering or down."""
+    """One process of the stack: ``state`` is running, starting, restarting, not answering, stopping or down."""
 
     state: str
     pid: int | None = None
@@ -90,10 +92,10 @@ def processes(home: Path) -> Status:
 
 def controller_part(state: Path) -> Part:
     """The controller, which is known by its process alone."""
-    controller = recorded(state / "controller.json")
+    controller, details = recorded(state / "controller.json"), read_json(state / "controller.json")
     if controller is not None:
-        return Part("running", controller.pid)
-    gone = read_json(state / "controller.json").get("pid")
+        return Part(STOPPING if details.get(STOPPING) else "running", controller.pid)
+    gone = details.get("pid")
     return Part("down", None, f"process {gone} is gone" if gone else "")
 
 

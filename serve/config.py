@@ -32,6 +32,8 @@ FOR_TESTS = "TENON_TEST_"
 SECRETS = ("database_url", "engine_url", "otlp_endpoint", "redis_url")
 """Settings that no message may show."""
 MEDIA = ("image", "audio", "video")
+DRAIN_SECONDS = 30
+"""How long a gateway lets running requests go on after SIGTERM."""
 
 
 def _whole_number(value: Any) -> Any:

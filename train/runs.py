@@ -34,6 +34,8 @@ UNFINISHED = frozenset({"running", "interrupted"})
 STEP = re.compile(r"step-(\d+)")
 # A worker whose launcher was killed takes a moment to end; its run is free only then.
 LOCK_PATIENCE = 15.0
+FIRST_WORD = 60.0
+"""Seconds after which a folder without a state is no run that is about to begin."""
 
 
 def run_key(recipe: Recipe, data_fingerprint: str, base_digest: str, unadapted: Collection[str] = ()) -> str:
@@ -128,7 +130,10 @@ class Run:
 
         A worker inherits the descriptor, so the run stays held until launcher and worker are both gone.
         """
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
         deadline = time.monotonic() + patience
         try:
             while True:
@@ -199,16 +204,25 @@ def find_unfinished(runs_dir: Path, name: str, key: str) -> Run | None:
         run = Run(folder)
         state = run.state()
         if not state:
-            # Killed before its first word: nothing in it is worth keeping, and nobody else will remove it.
-            with run.locked() as held:
-                if held is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
+            _remove_if_left(run)
             continue
         if state.get("status") not in UNFINISHED and not state.get("resumable"):
             continue
         if not _alive(state):
             return run
     return None
+
+
+def _remove_if_left(run: Run) -> None:
+    """Remove a run that was killed before its first word: nothing in it is worth keeping, and nobody else will.
+
+    One that was made just now may be about to say it.
+    """
+    with contextlib.suppress(OSError, StorageError):
+        if time.time() - run.folder.stat().st_mtime > FIRST_WORD:
+            with run.locked() as held:
+                if held is not None:
+                    shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def find(runs_dir: Path, name: str) -> Run:

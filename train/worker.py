@@ -2,8 +2,8 @@
 
 Its standard output carries events and nothing else; what libraries print goes to standard error, the run's log.
 It ends when its standard input does: whoever launched it is gone then. SIGTERM and SIGINT let it finish its
-step and write a checkpoint; during a validation it ends without one, and before the first step and at the second
-signal it ends at once.
+step and write a checkpoint; during a validation it ends without one, and before the first step and at another
+signal some seconds later it ends at once.
 """
 
 import argparse

@@ -7,6 +7,7 @@ started again at any time without the engines or the gateway noticing.
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from deploy.fleet import planned, planned_servers
 from deploy.keepers import supervisor_of, watcher_of
 from deploy.processes import GATEWAY_GRACE, NOT_STARTED, end, ending, holding, recorded, spawn
 from deploy.stack_file import read_stack, stack_file
+from deploy.status import STOPPING
 from serve.config import PREFIX, Settings
 from serve.engine.process import end_recorded
 from serve.engine.state import forget, record_files, registered_name
@@ -139,8 +141,14 @@ async def control(settings: Settings) -> None:
     """Run the stack until SIGTERM or SIGINT, then stop the gateway first and the engines last."""
     stop, stop_gateway = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def told_to_stop() -> None:
+        stop_gateway.set()
+        with contextlib.suppress(StorageError):
+            write_record(settings, stopping=True)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_gateway.set)
+        loop.add_signal_handler(number, told_to_stop)
     with Registry.of(settings) as registry:
         plan = planned(settings)
         servers = planned_servers(settings, plan)
@@ -198,14 +206,19 @@ def main(argv: list[str] | None = None) -> int:
         return run(settings)
 
 
+def write_record(settings: Settings, *, stopping: bool = False) -> None:
+    """Tell other processes who we are, and whether we were told to stop."""
+    identity = ProcessIdentity.of(os.getpid())
+    write_json(settings.state / "controller.json", {**identity.to_json(), STOPPING: stopping})
+
+
 def run(settings: Settings) -> int:
     """Be the home's controller until a signal; returns the exit code."""
     record = settings.state / "controller.json"
     taken = AlreadyUp(f"another controller runs for {settings.home}", "see `tenon status`")
     try:
         with holding(settings.state / "controller.lock", taken):
-            identity = ProcessIdentity.of(os.getpid())
-            write_json(record, {**identity.to_json(), "started_at": time.time()})
+            write_record(settings)
             asyncio.run(control(settings))
             record.unlink(missing_ok=True)
     except TenonError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from serve.config import Settings
+from serve.config import DRAIN_SECONDS, Settings
 from serve.errors import TenonError
 from serve.gateway.api.management import Management
 from serve.gateway.app import Gateway
@@ -34,8 +34,6 @@ from serve.registry import Registry, hash_of
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 30
-"""How long running requests may go on after SIGTERM."""
 KEEP_ALIVE_SECONDS = 75
 NEW_OBJECTS = 10_000
 """After how many new objects the youngest are searched for cycles; Python's own 700 is for small programs."""

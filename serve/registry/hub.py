@@ -1,17 +1,18 @@
-"""Fetches base models from the Hugging Face hub and says in plain words why one could not be had."""
+"""Fetches base models from the Hugging Face hub, by a process that can be ended at any time."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from serve.errors import BaseModelError
+from serve.interrupts import interrupts_wait
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
-UNWANTED = ["consolidated*"]
-"""The same weights once more, as Mistral's own programs have them."""
-
 
 Say = Callable[[str], None]
 """Tells a person how far something is."""
@@ -20,61 +21,37 @@ Say = Callable[[str], None]
 def download(model: str, say: Say | None = None) -> Path:
     """The local snapshot of a hub id, downloaded where it is not cached; raises BaseModelError.
 
-    ``say`` is told how much of it is there; without it nothing is shown. Only weights in safetensors form, tokenizer
-    and configuration are fetched. Without a network, or with HF_HUB_OFFLINE=1, a complete snapshot in the cache is
-    used.
+    ``say`` is told how much of it is there; without it nothing is shown. It runs as ``python -m
+    serve.registry.snapshot``, as the hub's library hears an interrupt only once every file that is on its way has come.
     """
-    # This import takes longer than the whole of the registry, and most bases are local.
-    import httpx2
-    from huggingface_hub import errors, snapshot_download
-
+    child: subprocess.Popen[bytes] | None = None
+    told: dict[str, str] = {}
     try:
-        return Path(
-            snapshot_download(
-                model, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=_meter(model, say)
+        with interrupts_wait():
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "serve.registry.snapshot", model],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
             )
-        )
-    except errors.GatedRepoError as error:
-        raise BaseModelError(
-            f"the hub model {model} is gated",
-            "accept its terms on the hub and set HF_TOKEN to a token of that account",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise BaseModelError(
-            f"there is no hub model {model}, and no local folder of that name",
-            "check the spelling; for a private model set HF_TOKEN",
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise BaseModelError(
-            f"the hub model {model} is not on this machine and the hub cannot be reached, "
-            "and there is no local folder of that name",
-            "check the network and HF_HUB_OFFLINE, or give a local folder in hub format",
-        ) from error
-    except (errors.HfHubHTTPError, httpx2.HTTPError) as error:
-        raise BaseModelError(
-            f"the hub did not deliver {model}: {str(error).splitlines()[0]}",
-            "try again later, or give a local folder in hub format",
-        ) from error
-    except (errors.EntryNotFoundError, errors.HFValidationError) as error:
-        raise BaseModelError(
-            f"the hub model {model} cannot be used: {str(error).splitlines()[0]}",
-            "use a model that has config.json and *.safetensors",
-        ) from error
-    except OSError as error:
-        raise BaseModelError(
-            f"the hub model {model} could not be saved: {error}",
-            "free disk space, or set HF_HOME to another disk",
-        ) from error
-
-
-def _meter(model: str, say: Say | None) -> type[Any]:
-    """Tells ``say`` of the bytes that are written; the library also counts files, and bytes that came."""
-
-    def seen(bar: str, done: int, total: int) -> None:
-        if say is not None and "Reconstructing" in bar:
-            say(f"{model}: {done / 2**20:,.1f} of {total / 2**20:,.1f} MiB")
-
-    return silent_bar(seen)
+        for line in child.stdout or ():
+            told = orjson.loads(line)
+            if say is not None and "say" in told:
+                say(told["say"])
+        child.wait()
+    finally:
+        if child is not None:
+            child.kill()
+            child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
+    if "path" in told:
+        return Path(told["path"])
+    if "error" in told:
+        raise BaseModelError(told["error"], told["hint"])
+    raise BaseModelError(
+        f"the download of {model} was ended (code {child.returncode})", "run the same command again"
+    )
 
 
 def silent_bar(seen: Callable[[str, int, int], None]) -> type[Any]:

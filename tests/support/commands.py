@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 TENON = (sys.executable, "-m", "deploy")
 
 
@@ -26,6 +28,18 @@ def tenon(
         text=True,
         check=False,
     )
+
+
+def living(home: Path) -> list[str]:
+    """Command lines of living processes that belong to ``home``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TENON_HOME") == str(home):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
 
 
 def cause_and_hint(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:

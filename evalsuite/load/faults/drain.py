@@ -15,7 +15,7 @@ from evalsuite.load.faults.found import Found
 from evalsuite.load.faults.witness import Witness, question, until
 from evalsuite.load.traffic import ask_once, until_answered
 from evalsuite.load.verdict import Goal
-from serve.gateway.server import DRAIN_SECONDS
+from serve.config import DRAIN_SECONDS
 
 TOKEN_SECONDS = 0.1
 WORDS = 50

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from deploy.controller.control import rules_in
-from deploy.stack import last_line
 from deploy.stack_file import write_stack
+from deploy.waiting import Since
 from serve.config import Settings
 
 
@@ -37,7 +37,7 @@ def test_a_failure_is_the_last_line_in_the_stacks_form(tmp_path: Path, form: str
         content = [orjson.loads(line) for line in lines][-1]
         assert (content["level"], content["logger"]) == ("error", "tenon.controller")
         (tmp_path / "controller.log").write_bytes(done.stderr)
-        assert last_line(tmp_path / "controller.log") == content["message"]
+        assert Since(0.0, {}).last_line(tmp_path / "controller.log") == content["message"]
     assert "/no/such/base" in line
 
 

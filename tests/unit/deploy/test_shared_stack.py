@@ -1,10 +1,12 @@
 """A whole run on a stack that others start, use or stop meanwhile."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from deploy import pipeline
 from deploy.controller import control
-from deploy.status import Part, Status
+from deploy.status import STOPPING, Part, Status
 from evalsuite.load.adapters import write_adapter
 from serve.config import Settings
 from serve.errors import AlreadyUp, EngineUnavailable, StorageError
@@ -54,13 +56,20 @@ def test_a_stack_that_was_down_is_ours(settings: Settings, monkeypatch: pytest.M
     assert pipeline.ensure_up(settings, lambda _: None) == (status(settings, UP), True)
 
 
+def test_a_stack_that_goes_down_will_be_ours(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    going = replace(status(settings, UP), controller=Part(STOPPING, 1))
+    monkeypatch.setattr(pipeline, "processes", lambda _: going)
+    monkeypatch.setattr(pipeline.stack, "up", lambda *_: status(settings, UP))
+    assert pipeline.ensure_up(settings, lambda _: None) == (status(settings, UP), True)
+
+
 def test_the_wait_for_another_command_ends(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def taken(*_: object) -> Status:
         raise AlreadyUp("another command brings it up", "wait for it")
 
     monkeypatch.setattr(pipeline, "processes", lambda _: status(settings, DOWN))
     monkeypatch.setattr(pipeline.stack, "up", taken)
-    monkeypatch.setattr(pipeline.stack, "READY_AFTER_ENGINE", 0.0)
+    monkeypatch.setattr(pipeline, "READY_AFTER_ENGINE", 0.0)
     with pytest.raises(AlreadyUp):
         pipeline.ensure_up(settings, lambda _: None)
 
@@ -69,8 +78,9 @@ def test_the_wait_for_another_command_ends(settings: Settings, monkeypatch: pyte
     ("ours", "used", "stopped"),
     [
         (True, None, True),
-        (True, f"{socket.gethostname()}:1:ab", False),
+        (True, "{machine}:1:ab", False),
         (True, "another-machine:1:ab", True),
+        (True, "{machine}:{pid}:ab", True),  # our own, which a full disk kept
         (False, None, False),
     ],
 )
@@ -88,7 +98,8 @@ def test_a_run_that_fails_stops_its_own_stack_unless_somebody_uses_it(
             registry.register(write_adapter(tmp_path / str(seed), base, seed=seed), "faq", base, max_rank=64)
         version = registry.version("faq@v1")
         if used:
-            registry.want("faq@v2", used, 60)
+            holder = used.format(machine=socket.gethostname(), pid=os.getpid())
+            registry.want("faq@v2", holder, 60)
 
     def fail(*_: object, **__: object) -> None:
         raise EngineUnavailable("it is gone", "see its log")

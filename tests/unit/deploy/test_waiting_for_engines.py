@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from deploy.stack import failures, raise_failure
 from deploy.status import processes
+from deploy.waiting import Since, failures, raise_failure
 from serve.config import Settings
 from serve.engine.state import record_file
 from serve.errors import EngineStartFailed
@@ -42,6 +42,6 @@ def test_an_engine_is_not_missed_where_another_may_have_its_base(
     names = ["engine", "engine-2"]
     if given_up:
         with pytest.raises(EngineStartFailed, match="nobody answers"):
-            raise_failure(settings, processes(tmp_path), 1.0, failed, names)
+            raise_failure(settings, processes(tmp_path), Since(1.0, {}), failed, names)
     else:
-        raise_failure(settings, processes(tmp_path), 1.0, failed, names)
+        raise_failure(settings, processes(tmp_path), Since(1.0, {}), failed, names)

@@ -1,18 +1,21 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from registry_samples import write_base
 from safetensors.numpy import save_file
-from source_servers import add_repository, running
+from source_servers import COMMIT, add_repository, running, silent
 
 from serve.errors import BaseModelError
 from serve.names import check_name
@@ -222,6 +225,28 @@ def test_a_base_of_the_hub_is_fetched_with_progress_and_then_found(tmp_path: Pat
     assert (first, second, nothing) == (digest, digest, [])
     assert said[-1] == f"org/base: {size:,.1f} of {size:,.1f} MiB"
     assert fetched == set(files)
+
+
+def test_an_interrupt_ends_a_download_at_once(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    with running() as server:
+        add_repository(server, "org/base", {path.name: path.read_bytes() for path in folder.iterdir()})
+        weights = f"/org/base/resolve/{COMMIT}/model.safetensors"
+        told = server.routes[weights]
+        server.routes[weights] = lambda request: (told if request.command == "HEAD" else silent)(request)
+        environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        command = subprocess.Popen(
+            [sys.executable, "-c", IDENTIFY, "org/base"],
+            env={**os.environ, **environment, "HF_HUB_DOWNLOAD_TIMEOUT": "100"},
+            stderr=subprocess.DEVNULL,
+        )
+        while f"GET {weights}" not in server.seen:
+            assert command.poll() is None
+            time.sleep(0.02)
+        (download,) = psutil.Process(command.pid).children()
+        command.send_signal(signal.SIGINT)
+        assert command.wait(30) == -signal.SIGINT
+        download.wait(30)
 
 
 @pytest.mark.skipif(not BUILTIN_FOLDER.is_dir(), reason="the built-in base is not in this tree")

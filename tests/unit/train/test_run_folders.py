@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,18 @@ def test_a_run_whose_launcher_is_gone_is_taken_up(tmp_path: Path) -> None:
 def test_a_folder_that_never_got_a_state_is_cleared(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "a", "k")
     assert runs.find_unfinished(tmp_path, "a", "k") is None
+    assert run.folder.exists(), "another command has made it just now"
+    old = time.time() - 2 * runs.FIRST_WORD
+    os.utime(run.folder, (old, old))
+    assert runs.find_unfinished(tmp_path, "a", "k") is None
     assert not run.folder.exists()
+
+
+def test_a_run_whose_lock_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, "a", "k")
+    run.folder.rmdir()
+    with pytest.raises(StorageError, match="cannot be written"), run.locked():
+        pass
 
 
 def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:

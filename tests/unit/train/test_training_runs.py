@@ -343,9 +343,16 @@ run_training(Recipe.load(None, overrides), prepared, identify_base(base), Path(o
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "both"),
+    [
+        (signal.SIGKILL, False),
+        (signal.SIGINT, False),
+        (signal.SIGKILL, True),
+    ],  # both: as a service manager does
+)
 def test_a_launcher_that_ends_takes_its_worker_along(
-    room: Room, tmp_path: Path, number: signal.Signals
+    room: Room, tmp_path: Path, number: signal.Signals, both: bool
 ) -> None:
     overrides = ["train.max_steps=5000", "train.eval_every=3000"]
     script = [
@@ -369,6 +376,8 @@ def test_a_launcher_that_ends_takes_its_worker_along(
         if line.startswith("step") and int(line.split()[1]) >= 3:
             break
     (worker,) = psutil.Process(launcher.pid).children()
+    if both:
+        worker.terminate()
     launcher.send_signal(number)
     launcher.wait(20)
     launcher.stdout.close()

@@ -1,0 +1,63 @@
+"""A stack in the foreground ends with the command that keeps it there, whatever ends that."""
+
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from support.commands import TENON, environment, living
+from support.ports import free_port
+
+IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def up(fake_engine: str) -> list[str]:
+    return [*TENON, "up", "--port", str(free_port()), "--engine-url", fake_engine]
+
+
+def assert_gone(home: Path) -> None:
+    deadline = time.monotonic() + 20
+    while found := living(home):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    assert not (home / "run" / "stack.json").exists()
+
+
+def test_a_terminal_that_is_closed(tmp_path: Path, fake_engine: str) -> None:
+    home, (ours, theirs) = tmp_path / "home", pty.openpty()
+    command = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *up(fake_engine)],
+        env=environment(home),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said = b""
+    while b"Running until ctrl-C" not in said:
+        said += os.read(ours, 65536)
+    os.close(ours)
+    assert command.wait(60) == 130
+    assert_gone(home)
+    assert not list((home / "logs").glob("crash-*"))
+
+
+def test_a_reader_that_is_gone(tmp_path: Path, fake_engine: str) -> None:
+    home = tmp_path / "home"
+    command = subprocess.Popen(
+        up(fake_engine),
+        env=environment(home, PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert command.stdout is not None
+    command.stdout.close()
+    assert command.wait(60) != 0
+    assert_gone(home)
