@@ -86,7 +86,7 @@ class OpenLoop:
         due, number = begin + drawn.expovariate(self.rate), 0
         while due < begin + self.seconds and not (stop is not None and stop.is_set()):
             now = time.perf_counter()
-            while due <= now:
+            while due <= min(now, begin + self.seconds):
                 self.lags.append(now - due)
                 task = asyncio.create_task(self._one(self.request(number)))
                 running.add(task)

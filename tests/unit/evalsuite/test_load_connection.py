@@ -1,7 +1,10 @@
 """The load client on real sockets, against the canned engine and against servers that misbehave."""
 
 import asyncio
+import itertools
 import json
+import random
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -147,13 +150,36 @@ async def test_a_closed_loop_makes_new_connections_and_counts_those_that_broke()
         assert await until(lambda: tally.answers >= 3, 10)
 
 
+def arrivals(rate: float, seconds: float, seed: int) -> int:
+    """How many requests of an open loop are due in its time."""
+    drawn = random.Random(seed)
+    due = itertools.accumulate(drawn.expovariate(rate) for _ in range(int(2 * rate)))
+    return sum(moment < seconds for moment in due)
+
+
 async def test_an_open_loop_sends_at_its_rate_and_measures() -> None:
     async with canned() as url:
         load = OpenLoop(url, lambda _: request_to(url, {"model": "a"}), rate=400.0, seconds=0.5, seed=3)
+        began = time.perf_counter()
+        await load.run()
+        passed = time.perf_counter() - began
+    assert load.failures == []
+    assert len(load.latencies) == len(load.lags) == arrivals(400.0, 0.5, seed=3) > 130
+    assert all(0 < latency < passed for latency in load.latencies)
+
+
+async def test_an_open_loop_that_is_late_sends_what_was_due_and_no_more() -> None:
+    async with canned() as url:
+
+        def late(number: int) -> bytes:
+            if number == 0:
+                time.sleep(0.2)
+            return request_to(url, {"model": "a"})
+
+        load = OpenLoop(url, late, rate=400.0, seconds=0.1, seed=3)
         await load.run()
     assert load.failures == []
-    assert 130 < len(load.latencies) < 280
-    assert all(0 < latency < 5 for latency in load.latencies)
+    assert len(load.latencies) == arrivals(400.0, 0.1, seed=3)
 
 
 async def test_an_open_loop_does_not_wait_for_answers_and_says_what_failed() -> None:
