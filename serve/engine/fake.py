@@ -62,7 +62,8 @@ class FakeEngine:
     Attributes: ``url``, ``port``, ``adapters`` (engine name → path), ``faults``, ``stats``, ``bodies`` (the
     bodies of all requests to models, oldest first), ``headers`` (those of the last requests to anything),
     ``lacks`` (path → status of routes that it does not have), ``max_loras`` (what its metrics tell of its slots,
-    from the first request on; None: nothing). All may be read and changed by a test while the server runs.
+    from the first request on; None: nothing), ``released`` (an event that ends each ``hang``). All may be read and
+    changed by a test while the server runs.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class FakeEngine:
         self.silent: set[str] = set()
         self.swapped: dict[str, str] = {}
         self.lacks: dict[str, int] = {}
+        self.released = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
     @property
@@ -242,7 +244,7 @@ class FakeEngine:
             if fault := self._take("error", model):
                 raise RefusalError(fault.status, fault.message, "InternalServerError")
             if self._take("hang", model):
-                await asyncio.Event().wait()
+                await self.released.wait()
             if fault := self._take("slow_prefill", model):
                 await asyncio.sleep(fault.seconds)
             response = await self._answer(request, body, model)

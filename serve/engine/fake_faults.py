@@ -25,9 +25,10 @@ class Fault:
     Kinds: ``refuse_load`` and ``refuse_unload`` (these answer ``status`` and ``message``), ``slow_load`` (a load takes
     ``seconds``), ``silent`` (a loaded adapter answers as the base), ``swapped`` (a loaded adapter answers as
     ``voice`` does, another engine name), ``error`` (a generation answers ``status`` and ``message``), ``hang`` (a
-    generation never answers), ``slow_prefill`` (``seconds`` before the first token), ``slow_tokens`` (``seconds``
-    before each token), ``die_mid_stream`` (the connection is cut after ``after`` tokens), ``unhealthy`` (``/health``
-    answers 503), ``exit`` (the whole process ends at the next generation, after ``after`` tokens).
+    generation does not answer before the engine is ``released``), ``slow_prefill`` (``seconds`` before the first
+    token), ``slow_tokens`` (``seconds`` before each token), ``die_mid_stream`` (the connection is cut after ``after``
+    tokens), ``unhealthy`` (``/health`` answers 503), ``exit`` (the whole process ends at the next generation, after
+    ``after`` tokens).
     """
 
     kind: str

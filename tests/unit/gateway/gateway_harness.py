@@ -42,7 +42,7 @@ async def hang_up(engine: FakeEngine, asking: Coroutine[Any, Any, Any], after: f
     await until(lambda: engine.stats.running == 0)
 
 
-async def until(true: Any, seconds: float = 5.0) -> None:
+async def until(true: Any, seconds: float = 30.0) -> None:
     """Wait until ``true()`` is."""
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110 - what is waited for happens in other processes and threads too

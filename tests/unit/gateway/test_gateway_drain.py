@@ -29,19 +29,19 @@ def engaged(bench: Bench) -> list[str]:
     return Use.read(used_file(bench.home / "run")).engaged(ENGINE)
 
 
-async def queue(bench: Bench, seconds: float) -> "tuple[Version, list[asyncio.Task[Any]]]":
-    """One request of ``support@v1`` that runs and three that wait behind it."""
+async def queue(bench: Bench) -> "tuple[Version, list[asyncio.Task[Any]]]":
+    """One request of ``support@v1`` that runs until the engine is released, and three that wait behind it."""
     version = await bench.deploy()
     bench.tell_engine(max_num_seqs=1, max_loras=1)
     await until(lambda: bench.source.table.engine.limits == Limits(1, running=1))
-    bench.engine.faults = [Fault("slow_prefill", seconds=seconds, times=-1)]
+    bench.engine.faults = [Fault("hang")]
     tasks = [ask(bench) for _ in range(4)]
     await until(lambda: waiting(bench) == 3)
     return version, tasks
 
 
 async def test_who_was_routed_before_is_answered_and_nobody_else_is_routed_there(bench: Bench) -> None:
-    version, tasks = await queue(bench, 0.3)
+    version, tasks = await queue(bench)
     after = bench.register()
     bench.set_state(after, "ready")
     bench.registry.set_alias("support", after.ref)
@@ -49,6 +49,7 @@ async def test_who_was_routed_before_is_answered_and_nobody_else_is_routed_there
     await bench.follow()
     assert (await bench.post({"model": "support@v1", "messages": MESSAGES}))[0] == 503
     await until(lambda: engaged(bench) == [version.engine_name, after.engine_name])
+    bench.engine.released.set()
     answers = [await task for task in tasks]
     assert [(status, answer.get("model")) for status, answer, _ in answers] == [(200, "support@v1")] * 4
     assert (await ask(bench))[1]["model"] == "support@v2"
@@ -56,10 +57,11 @@ async def test_who_was_routed_before_is_answered_and_nobody_else_is_routed_there
 
 
 async def test_who_waits_for_what_is_gone_is_told_by_its_public_name(bench: Bench) -> None:
-    _, tasks = await queue(bench, 1.0)
+    _, tasks = await queue(bench)
     bench.states.clear()
     bench.registry.set_loaded(ENGINE, {})
     await bench.follow()
+    bench.engine.released.set()
     answers = [await task for task in tasks]
     assert sorted(status for status, _, _ in answers) == [200, 503, 503, 503]
     texts = [answer["error"]["message"] for status, answer, _ in answers if status == 503]

@@ -1,6 +1,7 @@
 """What ``/metrics`` says after real requests, and what it forgets."""
 
 import re
+import time
 
 from gateway_harness import MESSAGES, Bench
 from hypothesis import given
@@ -44,12 +45,17 @@ async def test_requests_tokens_and_times_are_counted_by_adapter(bench: Bench) ->
 async def test_times_are_those_that_passed(bench: Bench) -> None:
     await bench.deploy()
     bench.engine.faults = [Fault("slow_prefill", seconds=0.2), Fault("slow_tokens", seconds=0.05)]
+    began = time.monotonic()
     await bench.stream()
     samples = await bench.metrics()
-    assert 0.2 < samples['tenon_time_to_first_token_seconds_sum{adapter="support"}'] < 0.6
+    passed = time.monotonic() - began
+    first = samples['tenon_time_to_first_token_seconds_sum{adapter="support"}']
+    assert first > 0.2
     assert samples['tenon_inter_token_latency_seconds_count{adapter="support"}'] == 4
-    assert 0.15 < samples['tenon_inter_token_latency_seconds_sum{adapter="support"}'] < 0.6
-    assert 0.4 < samples['tenon_request_duration_seconds_sum{adapter="support"}'] < 1.2
+    between = samples['tenon_inter_token_latency_seconds_sum{adapter="support"}']
+    assert between > 0.15
+    assert 0.4 < samples['tenon_request_duration_seconds_sum{adapter="support"}'] < passed
+    assert first + between <= samples['tenon_request_duration_seconds_sum{adapter="support"}']
 
 
 async def test_the_series_of_a_version_go_with_it(bench: Bench) -> None:

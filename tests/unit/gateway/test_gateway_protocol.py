@@ -119,9 +119,9 @@ async def test_a_body_that_came_whole_is_given_once() -> None:
 
     async with serving(app) as (_, writer):
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
-        await until(lambda: len(seen) == 2, 5)
+        await until(lambda: len(seen) == 2)
         writer.transport.abort()
-        await until(lambda: len(seen) == 3, 5)
+        await until(lambda: len(seen) == 3)
     assert seen == [b"body", None, "http.disconnect"]
 
 
@@ -154,7 +154,7 @@ async def test_a_hang_up_ends_what_waits(ours: bool, before: bool, size: int) ->
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size)
         await asyncio.wait_for(waiting.wait(), 5)
         writer.transport.abort()
-        await until(lambda: ends == ["gone"], 5)
+        await until(lambda: ends == ["gone"])
 
 
 async def test_pipelined_requests_are_answered_in_order_and_their_hang_up_is_heard() -> None:
@@ -175,7 +175,7 @@ async def test_pipelined_requests_are_answered_in_order_and_their_hang_up_is_hea
         assert (await reader.readuntil(b"body")).startswith(b"HTTP/1.1 200")
         await asyncio.sleep(0.05)
         writer.transport.abort()
-        await until(lambda: ends == ["/2"], 5)
+        await until(lambda: ends == ["/2"])
 
 
 async def test_parts_can_be_pushed_between_head_and_end_until_the_client_reads_too_slowly() -> None:

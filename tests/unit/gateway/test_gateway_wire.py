@@ -66,7 +66,7 @@ class Engine:
 @asynccontextmanager
 async def asking(answer: Answering, **changes: float) -> AsyncIterator[tuple[Engine, URL, Wires]]:
     engine = Engine(answer)
-    times = {"connect": 5.0, "silence": 30.0, "keep": 2.0} | changes
+    times = {"connect": 5.0, "silence": 30.0, "keep": 60.0} | changes
     async with engine.running() as url, Wires(buffer=2**16, **times) as wires:
         yield engine, url, wires
 
@@ -161,7 +161,7 @@ async def test_a_connection_that_the_engine_closes_is_not_used_again() -> None:
     async with asking(sends(OK, close=True)) as (engine, url, wires):
         for _ in range(2):
             assert await (await wires.get(url, headers={})).read() == b"ok"
-            await asyncio.sleep(0.05)
+            await until(lambda: not any(wire.open for idle in wires._idle.values() for wire in idle))
         assert engine.count == 2
 
 
@@ -171,7 +171,7 @@ async def test_a_connection_that_rests_too_long_is_closed_and_another_one_made()
         await asyncio.sleep(0.2)
         await (await wires.get(url, headers={})).read()
         assert engine.count == 2
-        await until(lambda: sorted(engine.ended) == [0, 1], 5)
+        await until(lambda: sorted(engine.ended) == [0, 1])
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200", CHUNKED + b"4\r\nha"])
@@ -203,23 +203,44 @@ async def test_nobody_there_is_told_apart() -> None:
         await wires.get(url, headers={})
 
 
-async def test_silence_ends() -> None:
-    async with asking(sends(CHUNKED + b"2\r\nhi\r\n", pause=30), silence=0.2) as (engine, url, wires):
+class Clock:
+    """The running loop's, which can be put forward: all that is due by then happens at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        loop = asyncio.get_running_loop()
+        real = loop.time
+        monkeypatch.setattr(loop, "time", lambda: real() + self.ahead)
+
+
+async def test_silence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    async with asking(sends(CHUNKED + b"2\r\nhi\r\n", pause=600), silence=30) as (engine, url, wires):
         reply = await wires.get(url, headers={})
         assert await reply.readany() == b"hi"
+        clock.ahead += 31
         with pytest.raises(TimeoutError):
             await reply.readany()
-    async with asking(sends(pause=30), silence=0.2) as (engine, url, wires):
-        engine.answer = sends(b"", pause=30)
+    async with asking(sends(b"", pause=600), silence=30) as (engine, url, wires):
+        asked = asyncio.create_task(wires.get(url, headers={}))
+        await until(lambda: len(engine.seen) == 1)
+        clock.ahead += 31
         with pytest.raises(TimeoutError):
-            await wires.get(url, headers={})
+            await asked
 
 
-async def test_an_answer_that_takes_long_but_is_not_silent_goes_on() -> None:
+async def test_an_answer_that_takes_long_but_is_not_silent_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [CHUNKED, *[b"1\r\nx\r\n"] * 8, b"0\r\n\r\n"]
-    async with asking(sends(*parts, pause=0.1), silence=0.4) as (_, url, wires):
+    clock = Clock(monkeypatch)
+    async with asking(sends(*parts, pause=15), silence=30) as (engine, url, wires):
         for _ in range(2):
-            assert await (await wires.get(url, headers={})).read() == b"x" * 8
+            reply, got = await wires.get(url, headers={}), b""
+            while not reply.at_eof():
+                clock.ahead += 15
+                got += await reply.readany()
+            assert got == b"x" * 8
+            clock.ahead += 15
+        assert engine.count == 1
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -233,7 +254,7 @@ async def test_closing_ends_the_connection(head: bool) -> None:
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
-        await until(lambda: engine.ended == [0], 5)
+        await until(lambda: engine.ended == [0])
 
 
 async def test_closing_a_complete_answer_keeps_the_connection() -> None:

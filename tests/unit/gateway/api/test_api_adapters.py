@@ -3,12 +3,13 @@
 import asyncio
 import json
 import threading
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from api_harness import Api, running_api
 from unit.registry.registry_samples import write_base
-from unit.registry.source_servers import running, sending, slowly
+from unit.registry.source_servers import Behaviour, running, sending
 
 from evalsuite.load.adapters import write_adapter
 from serve.gateway.api.management import MAX_REGISTRATIONS
@@ -139,16 +140,17 @@ async def test_a_hub_id_is_no_folder_of_the_gateway(
 async def test_only_so_many_at_once_and_the_rest_of_the_gateway_answers(api: Api, tmp_path: Path) -> None:
     with running() as server:
         folder = write_adapter(tmp_path / "made", BASE)
-        started = threading.Semaphore(0)
+        started, go_on = threading.Semaphore(0), threading.Event()
         for number in range(MAX_REGISTRATIONS):
             server.serve_folder(folder, at=f"/a{number}/")
             config = sending((folder / "adapter_config.json").read_bytes())
 
-            def waiting(request: object, config: object = config) -> None:
+            def waiting(request: BaseHTTPRequestHandler, config: Behaviour = config) -> None:
                 started.release()
-                slowly(config, 1.0)(request)  # type: ignore[arg-type]
+                go_on.wait(20)
+                config(request)
 
-            server.routes[f"/a{number}/adapter_config.json"] = waiting  # type: ignore[assignment]
+            server.routes[f"/a{number}/adapter_config.json"] = waiting
         slow = [
             asyncio.create_task(api.ask("POST", "/api/adapters", {"source": f"{server.url}/a{number}/"}))
             for number in range(MAX_REGISTRATIONS)
@@ -159,6 +161,7 @@ async def test_only_so_many_at_once_and_the_rest_of_the_gateway_answers(api: Api
         assert (refused.status, refused.code) == (503, "overloaded")
         assert (await api.ask("GET", "/healthz")).status == 200
         assert not any(task.done() for task in slow)
+        go_on.set()
         assert [(await task).status for task in slow] == [201, 201]
     assert (await api.ask("POST", "/api/adapters", {"source": str(allowed(api))})).status == 201
 
