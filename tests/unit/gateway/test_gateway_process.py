@@ -37,10 +37,7 @@ async def start(home: Path, *options: str, **variables: str) -> Process:
 async def running(
     home: Path, *options: str, **variables: str
 ) -> AsyncIterator[tuple[Process, dict[str, Any]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = await start(home, "--port", str(port), *options, **variables)
+    process = await start(home, "--port", str(free_port()), *options, **variables)
     record = home / "run" / "gateway.json"
     try:
         await until(lambda: record.exists() or process.returncode is not None, 20)
