@@ -6,15 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from deploy.serving import wanted
 from evalsuite.load.adapters import write_adapter
 from serve.names import VersionRef
 from serve.registry import Registry
 from serve.registry.base import identify_base
+from serve.registry.schema import leases
 
 REF = VersionRef("support", 1)
 COMMAND = """
@@ -37,6 +40,12 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         yield opened
 
 
+def ends_at(registry: Registry) -> datetime:
+    """When the want ends, of which there is one."""
+    with registry._database.read() as connection:
+        return connection.execute(select(leases.c.ends_at)).scalar_one()
+
+
 def is_wanted(registry: Registry) -> bool:
     return REF in [version.ref for version in registry.desired()]
 
@@ -50,10 +59,14 @@ def test_two_commands_do_not_take_a_version_from_each_other(registry: Registry) 
 
 
 def test_a_want_is_renewed_while_the_command_runs(registry: Registry) -> None:
-    with wanted(registry, REF, 2.0):
-        for _ in range(8):
-            time.sleep(0.4)
-            assert is_wanted(registry)
+    with wanted(registry, REF, 6.0):
+        for _ in range(2):
+            before, deadline = ends_at(registry), time.monotonic() + 20
+            while ends_at(registry) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert ends_at(registry) > before
+        assert is_wanted(registry)
     assert not is_wanted(registry)
 
 
@@ -67,8 +80,11 @@ def test_the_want_of_a_killed_command_ends_by_itself(registry: Registry, number:
         assert is_wanted(registry)
         os.kill(command.pid, number)
     if number == signal.SIGKILL:
-        assert is_wanted(registry)
-        time.sleep(3.1)
+        end = ends_at(registry)
+        while is_wanted(registry):
+            assert datetime.now(UTC) < end + timedelta(seconds=20)
+            time.sleep(0.05)
+        assert datetime.now(UTC) >= end
     assert not is_wanted(registry)
 
 

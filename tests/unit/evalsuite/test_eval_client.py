@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 from chat_server import served
 
+from evalsuite import client
 from evalsuite.client import Answer, Asking, ask_all
 from evalsuite.tasks import Message, Question
 from serve.engine.fake import FakeEngine, Fault
@@ -115,10 +117,16 @@ async def test_an_arm_that_stays_busy_is_missing_and_the_other_goes_on(engine: F
 
 
 async def test_an_arm_that_answers_nothing_for_long_costs_its_questions_no_more_patience(
-    engine: FakeEngine,
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    passed = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed, perf_counter=time.perf_counter)
+    monkeypatch.setattr(client, "time", clock)
     engine.faults = [Fault("error", ADAPTER, status=503, message="not this one", times=-1)]
-    base, adapter = await ask(engine, patience=0.6, concurrency=1)
+    asking = asyncio.create_task(ask(engine, patience=60, concurrency=1))
+    await until(lambda: engine.stats.by_model.get(ADAPTER, 0) > 1)
+    passed = 60.0
+    base, adapter = await asking
     assert not any(answer.error for answer in base)
     assert adapter[0].tries > 1
     assert [answer.tries for answer in adapter[1:]] == [1] * 19
@@ -141,11 +149,9 @@ async def test_cancelling_ends_every_request(engine: FakeEngine) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError("it did not come to pass in 5 s")
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": None}]}, [1], "text"])

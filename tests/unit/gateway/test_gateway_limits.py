@@ -291,7 +291,7 @@ async def test_a_redis_that_hangs_holds_nobody_up(caplog: pytest.LogCaptureFixtu
     began = loop.time()
     for number in range(100):
         assert (await counters.add("k", "requests", 1)).used == number + 1
-    assert loop.time() - began < 3
+    assert loop.time() - began < 15, "each must not have waited for it"
     await counters.close()
     listener.close()
 

@@ -37,8 +37,13 @@ class Place:
     http: Any = None
     ids: list[str] = field(default_factory=list)
 
-    def engine_is(self, url: str, state: str = "ready") -> None:
-        write_json(self.home / "run" / "engine.json", EngineState(state, url=url, base_name="base").to_json())
+    def engine_is(self, url: str, base_name: str = "base") -> None:
+        state = EngineState("ready", url=url, base_name=base_name)
+        write_json(self.home / "run" / "engine.json", state.to_json())
+
+    async def serves(self, model: str) -> bool:
+        async with self.http.get("/v1/models") as reply:
+            return model in {card["id"] for card in (await reply.json())["data"]}
 
     async def ask(self, body: Any, path: str = CHAT, **headers: str) -> tuple[int, bytes]:
         """Post a body with the secret in every place where it must not be told."""
@@ -162,8 +167,10 @@ async def provoke(place: Place) -> None:
     await hang_up(place.engine, place.ask(chat))
     answers = [answer for answer in GARBAGE.values() for _ in range(2)]
     async with garbage(answers) as url:
-        place.engine_is(url)
-        await asyncio.sleep(1)
+        place.engine_is(url, "other")
+        chat["model"] = "other"
+        while not await place.serves("other"):  # noqa: ASYNC110 - by another process
+            await asyncio.sleep(0.05)
         for number in range(len(answers)):
             await place.ask({**chat, "stream": number % 2 == 1})
         assert answers == []

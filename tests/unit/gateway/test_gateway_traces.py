@@ -195,8 +195,8 @@ async def test_a_collector_that_fails_costs_spans_and_one_warning(tmp_path: Path
         variables = {**SOON, "OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_BSP_MAX_QUEUE_SIZE": "4"}
         variables["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] = "2"
         async with gateway(tmp_path, TENON_OTLP_ENDPOINT=url, **variables) as place:
-            for _ in range(30):
-                async with asyncio.timeout(2):
+            async with asyncio.timeout(20):  # were each to wait for the collector, it would take 30 seconds
+                for _ in range(30):
                     assert (await place.ask(BODY))[0] == 200
             await asyncio.sleep(2.5)
             assert (await place.ask(BODY))[0] == 200

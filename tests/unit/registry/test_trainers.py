@@ -228,10 +228,10 @@ def test_hostile_patterns_do_not_take_long(tmp_path: Path, base: BaseIdentity) -
     hostile = {f".*{letter}.*Z": 4 for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"}
     tensors = {**lora_tensors(), "a" * 5000 + ".lora_A.weight": np.ones((4, 4), np.float32)}
     tensors["a" * 5000 + ".lora_B.weight"] = np.ones((4, 4), np.float32)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(AdapterRejected):
         validate_adapter(write_adapter(tmp_path / "a", tensors, rank_pattern=hostile), base, 64)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 MODULE = st.sampled_from(["q_proj", "model.layers.0.mlp.down_proj", "layers.1.self_attn.q_proj", "lm_head"])
