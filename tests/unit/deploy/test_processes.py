@@ -41,18 +41,19 @@ def test_end_kills_what_does_not_obey() -> None:
     child.stdout.readline()
     started, identity = time.monotonic(), ProcessIdentity.of(child.pid)
     assert not end(identity, grace=0.3)
-    assert time.monotonic() - started < 5
-    finish(child)
+    assert time.monotonic() - started < 30
     assert not identity.alive
+    finish(child)
 
 
 def test_end_takes_children_along() -> None:
     parent = start(PARENT)
     while not (children := psutil.Process(parent.pid).children()):
         time.sleep(0.02)
-    assert end(ProcessIdentity.of(parent.pid), grace=2.0)
+    family = [ProcessIdentity.of(child.pid) for child in children]
+    assert end(ProcessIdentity.of(parent.pid), grace=20.0)
     finish(parent)
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert not any(child.alive for child in family)
 
 
 def test_a_module_of_the_users_does_not_stand_in_for_ours(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from serve.engine import forked_core
 from serve.engine.forked_core import START_METHOD, fork_the_core, may_fork
 from serve.engine.spec import ONE_PROCESS
+from serve.records import ProcessIdentity
 
 
 class UniProcExecutor:
@@ -88,10 +89,10 @@ def test_the_core_ends_with_a_server_that_is_killed(late):
     command = [sys.executable, "-c", SERVER, late]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        core = psutil.Process(int(server.stdout.readline()))
-        assert core.ppid() == server.pid
+        core = ProcessIdentity.of(int(server.stdout.readline()))
+        assert psutil.Process(core.pid).ppid() == server.pid
         server.kill()
     deadline = time.monotonic() + 20
-    while core.is_running() and core.status() != psutil.STATUS_ZOMBIE:
+    while core.alive:
         assert time.monotonic() < deadline, "the core outlives its server, and keeps its port"
         time.sleep(0.02)

@@ -19,6 +19,15 @@ from serve.engine.spec import EngineSpec
 from serve.errors import EngineStartFailed, PortInUse, StorageError
 
 FAKE = (sys.executable, "-m", "serve.engine.fake")
+LATE = """
+import sys, time
+from pathlib import Path
+go_on = Path(sys.argv.pop(1))
+while not go_on.exists():
+    time.sleep(0.01)
+from serve.engine.fake import main
+main()
+"""
 WITH_CHILD = """
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -56,9 +65,15 @@ async def engine(tmp_path):
     await process.stop(grace=2)
 
 
-async def test_it_becomes_ready_tells_how_far_it_is_and_stops(engine):
-    seen = []
-    await engine.wait_ready(30, seen.append)
+async def test_it_becomes_ready_tells_how_far_it_is_and_stops(tmp_path):
+    go_on, seen = tmp_path / "go on", []
+
+    def tell(stage):
+        seen.append(stage)
+        go_on.touch()
+
+    engine = await EngineProcess.start(spec(sys.executable, "-c", LATE, str(go_on)), tmp_path / "engine.log")
+    await engine.wait_ready(30, tell)
     assert seen[0] == "importing vLLM"
     async with EngineClient(engine.url) as client:
         assert await client.models() == ["tiny"]
@@ -176,7 +191,7 @@ async def test_what_a_record_tells_of_is_ended_without_a_controller(engine):
 async def test_a_stopped_engine_hears_that_it_is_to_end(engine):
     await engine.wait_ready(30)
     os.kill(engine.record.pid, signal.SIGSTOP)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(14):  # after 15 seconds it would be killed
         await engine.stop()
     assert engine.exit_code == -signal.SIGTERM
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -139,11 +140,19 @@ def test_peft_loads_the_adapter_and_it_answers(trained: Trained, room: Room) -> 
     assert right > 0.9 * len(rows)
 
 
+class NarrowPopen(subprocess.Popen[str]):
+    """A child that waits once it is a page of text ahead of what is read of it."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, pipesize=4096, **more)
+
+
 def test_killed_at_a_random_step_it_resumes_to_the_same_adapter(
-    trained: Trained, room: Room, recipe: Recipe, tmp_path: Path
+    trained: Trained, room: Room, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Some steps are left to do when the signal is sent: on a busy machine the worker is ahead of what is read of it.
-    victim = int(np.random.default_rng().integers(21, STEPS - 20))
+    monkeypatch.setattr(subprocess, "Popen", NarrowPopen)
+    # The worker is some forty steps ahead at most, of about 200 bytes: in its pipe and in what was read of that.
+    victim = int(np.random.default_rng().integers(21, STEPS - 60))
 
     def kill(event: TrainEvent) -> None:
         if event.event == "step" and event.step == victim:
