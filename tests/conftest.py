@@ -1,9 +1,11 @@
 """Fixtures that several rooms share: above all the one real stack, and the one PostgreSQL, of a test session."""
 
 import atexit
+import contextlib
 import functools
 import gc
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from deploy import stack as stacks
 from deploy.net import answers
 from deploy.status import status
 from serve.config import Settings
+from serve.errors import AlreadyUp
 from serve.registry import Registry
 from serve.registry.base import identify_base
 
@@ -30,6 +33,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of torch that wait for each other while other processes have the cores take several times as long.
     processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Run by a script in its background, the tests would hand on to commands that ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # until all is imported and collected: nothing of that is garbage
 # Every client of httpx reads the certificates of all authorities, which takes as long as many a test; now one does.
@@ -101,7 +108,8 @@ def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS
 def stack(session_stack: RunningStack) -> RunningStack:
     """The shared stack, recovered if the test before this one broke it."""
     if not status(session_stack.settings.home).healthy:
-        stacks.up(session_stack.settings, lambda _: None)
+        with contextlib.suppress(AlreadyUp):  # it may only have been too busy to answer in time
+            stacks.up(session_stack.settings, lambda _: None)
     return session_stack
 
 

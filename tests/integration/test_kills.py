@@ -4,27 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 import httpx
 import openai
 import pytest
-from support.stack import RunningStack
+from support.stack import RunningStack, healthy, until
 
 from deploy import stack as stacks
 from deploy.status import status
 
 ASK = [{"role": "user", "content": "Hello"}]
 RECOVERY = 180
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    """Wait, and fail the test when it takes longer."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
 
 
 def kill(pid: int | None) -> None:
@@ -55,8 +45,8 @@ def test_engine_killed_while_idle_returns_with_all_adapters(
     before = {name: text_of(client, name) for name in ("idle-a", "idle-b")}
     engine = status(stack.settings.home).engine
     kill(engine.pid)
-    wait_until(lambda: not answers(client, "idle-a"), 10)
-    wait_until(lambda: all(answers(client, name) for name in before), RECOVERY)
+    until(lambda: not answers(client, "idle-a"), 10)
+    until(lambda: all(answers(client, name) for name in before), RECOVERY)
     assert {name: text_of(client, name) for name in before} == before
     after = status(stack.settings.home).engine
     assert after.pid != engine.pid
@@ -67,6 +57,7 @@ def test_engine_killed_while_idle_returns_with_all_adapters(
 def test_engine_killed_while_streaming_ends_in_an_error(stack: RunningStack, client: openai.OpenAI) -> None:
     if stack.registry.alias("cut") is None:
         stack.serve("cut", seed=33)
+    pid = status(stack.settings.home).engine.pid
     body = {"model": "cut", "messages": ASK, "max_tokens": 700, "stream": True, "ignore_eos": True}
     by_client = client.chat.completions.create(
         model="cut", messages=ASK, max_tokens=700, stream=True, extra_body={"ignore_eos": True}
@@ -79,18 +70,19 @@ def test_engine_killed_while_streaming_ends_in_an_error(stack: RunningStack, cli
                 continue
             lines.append(line)
             if len(lines) == 5:
-                kill(status(stack.settings.home).engine.pid)
+                kill(pid)
     assert '"error"' in lines[-1]
     assert "data: [DONE]" not in lines
     with pytest.raises(openai.APIError):
         list(by_client)
-    wait_until(lambda: answers(client, "cut"), RECOVERY)
+    until(lambda: answers(client, "cut"), RECOVERY)
 
 
 @pytest.mark.timeout(300)
 def test_gateway_killed_is_told_and_recovered(stack: RunningStack, client: openai.OpenAI) -> None:
     killed = status(stack.settings.home)
     kill(killed.gateway.pid)
+    until(lambda: "last one" in status(stack.settings.home).gateway.detail, 30)
     told = subprocess.run(
         [sys.executable, "-m", "deploy", "status"],
         env=stack.environment,
@@ -120,9 +112,9 @@ def test_controller_killed_leaves_requests_alone_and_is_recovered(
 ) -> None:
     killed = status(stack.settings.home)
     kill(killed.controller.pid)
-    wait_until(lambda: not status(stack.settings.home).controller.running, 5)
+    until(lambda: not status(stack.settings.home).controller.running)
     assert answers(client, stack.base.name)
-    now = stacks.up(stack.settings, lambda _: None)
-    assert now.healthy
+    stacks.up(stack.settings, lambda _: None)
+    now = healthy(stack.settings.home)
     assert now.engine.pid == killed.engine.pid
     assert now.gateway.pid == killed.gateway.pid

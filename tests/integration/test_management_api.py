@@ -7,7 +7,7 @@ import httpx
 import pytest
 from support.commands import tenon
 from support.ports import free_port
-from support.stack import RunningStack
+from support.stack import RunningStack, until
 
 from deploy import stack as stacks
 from deploy.status import status
@@ -41,10 +41,7 @@ def test_from_a_folder_to_an_answer(home: Path, tmp_path: Path, fake_engine: str
         made = client.post("/api/keys", json={"name": "boss", "scopes": ["admin", "inference"]})
         assert made.status_code == 201
         secret = {"authorization": f"Bearer {made.json()['secret']}"}
-        for _ in range(50):  # the gateway follows within a fraction of a second
-            if client.get("/api/keys").status_code == 401:
-                break
-        assert client.get("/api/keys").status_code == 401
+        until(lambda: client.get("/api/keys").status_code == 401)
         assert client.get("/api/keys", headers=secret).json()["keys"][0]["name"] == "boss"
         assert client.delete("/api/adapters/greeter@v1", headers=secret).status_code == 409
         gone = tenon(home, "aliases", "remove", "greeter")

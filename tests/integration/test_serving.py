@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 from support.commands import cause_and_hint, tenon
-from support.stack import RunningStack
+from support.stack import RunningStack, until
 
 from deploy.net import get_json
 from evalsuite.load.adapters import write_adapter
@@ -128,6 +128,19 @@ def test_sampling_defaults_apply_and_a_request_overrides_them(
     assert "temperature" in cause_and_hint(bad)[0]
 
 
+def hangs_up_in_time(stack: RunningStack, client: httpx.Client, body: dict[str, object]) -> bool:
+    """Begin to read a stream, and hang up once the engine is seen to write it, unless it was quicker than we."""
+    with client.stream("POST", f"{stack.url}/v1/chat/completions", json=body) as response:
+        lines = response.iter_lines()  # kept: with the last reference to it httpx hangs up
+        next(lines)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 2:
+            if engine_metric(stack, "vllm:num_requests_running") == 1:
+                return True
+            time.sleep(0.01)
+    return False
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_hangs_up_frees_the_engine(stack: RunningStack, stream: bool) -> None:
     body = {
@@ -139,13 +152,7 @@ def test_client_that_hangs_up_frees_the_engine(stack: RunningStack, stream: bool
     }
     with httpx.Client(timeout=60) as client:
         if stream:
-            with client.stream("POST", f"{stack.url}/v1/chat/completions", json=body) as response:
-                lines = response.iter_lines()  # kept: with the last reference to it httpx hangs up
-                next(lines)
-                begun = time.monotonic()
-                while engine_metric(stack, "vllm:num_requests_running") != 1:
-                    assert time.monotonic() - begun < 2
-                    time.sleep(0.01)
+            until(lambda: hangs_up_in_time(stack, client, body), 60)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{stack.url}/v1/chat/completions", json=body, timeout=0.5)

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import httpx
 import pytest
 from support.commands import tenon
 from support.ports import free_port
+from support.stack import until
 
 from deploy import stack
 from deploy.net import answers, get_json
@@ -58,13 +58,6 @@ def ask(url: str, model: str, text: str) -> httpx.Response:
 def weights_of(alias: str, url: str) -> dict[str, int]:
     told = get_json(f"{url}/api/status")["aliases"]
     return next(dict(one["weights"]) for one in told if one["name"] == alias)
-
-
-def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def other_base(folder: Path, byte: bytes = b"\x01") -> Path:
@@ -141,7 +134,7 @@ def test_two_bases_three_engines_and_a_canary(home: Path, launch: Launch, tmp_pa
     assert {answer.status_code for answer in replies} == {200}
     assert {number: answer.headers["x-tenon-version"] for number, answer in enumerate(replies)} == first
     until(lambda: not status(home).engines["engine-2"].running)
-    assert status(home).engines["second"].running
+    until(lambda: status(home).engines["second"].running)
     done = tenon(home, "deploy", "support@v2", "support@v1=5", "--force", "--json")
     assert json.loads(done.stdout)["weights"] == {"support@v2": 95, "support@v1": 5}, done.stderr
     until(lambda: weights_of("support", url)["support@v2"] == 95)
@@ -159,12 +152,9 @@ def test_an_engine_that_is_not_there_keeps_nobody_from_coming_up_and_is_forgotte
     port = str(free_port())
     done = tenon(home, "up", "--detach", "--port", port, "--engine-url", f"{alive},{nobody}")
     assert done.returncode == 0, done.stderr
-    now = status(home)
-    assert {name: part.state for name, part in now.engines.items()} == {
-        "engine": "running",
-        "engine-2": "down",
-    }
-    assert ask(str(now.url), "tenon-tiny", "x").status_code == 200
+    wanted = {"engine": "running", "engine-2": "down"}
+    until(lambda: {name: part.state for name, part in status(home).engines.items()} == wanted)
+    assert ask(str(status(home).url), "tenon-tiny", "x").status_code == 200
     tenon(home, "down")
     with Registry.open(home) as registry:  # as if it had been there once
         registry.set_loaded("engine-2", {})

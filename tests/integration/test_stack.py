@@ -1,5 +1,6 @@
 """The stack's life with a fake engine: one up at a time, recovery, what a failed start takes back."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,10 +16,11 @@ import pytest
 from support.commands import TENON, cause_and_hint, environment, tenon
 from support.guarded import guarding
 from support.ports import free_port
-from support.stack import slowly_loaded_alias
+from support.stack import healthy, slowly_loaded_alias, until
 
 from deploy import stack
 from deploy.status import Status, status
+from serve.records import ProcessIdentity
 
 
 @pytest.fixture
@@ -30,13 +32,14 @@ def home(tmp_path: Path) -> Iterator[Path]:
 def up(home: Path, fake_engine: str) -> Status:
     done = tenon(home, "up", "--detach", "--port", str(free_port()), "--engine-url", fake_engine)
     assert done.returncode == 0, done.stderr
-    return status(home)
+    return healthy(home)
 
 
 def kill(pid: int | None) -> None:
     assert pid is not None
+    identity = ProcessIdentity.of(pid)
     os.kill(pid, signal.SIGKILL)
-    time.sleep(0.2)
+    until(lambda: not identity.alive)
 
 
 def test_recovery_needs_no_options_but_its_port(home: Path, fake_engine: str) -> None:
@@ -53,16 +56,14 @@ def test_recovery_needs_no_options_but_its_port(home: Path, fake_engine: str) ->
     assert "is taken by another process" in cause_and_hint(done)[0]
     done = tenon(home, "up", "--detach")
     assert done.returncode == 0, done.stderr
-    after = status(home)
-    assert after.healthy
-    assert after.url == before.url
+    assert healthy(home).url == before.url
 
 
 def test_up_waits_for_what_aliases_mean(home: Path, fake_engine: str, tmp_path: Path) -> None:
     slowly_loaded_alias(home, fake_engine, tmp_path / "adapter", seconds=10.0)
     now = up(home, fake_engine)
     body = {"model": "faq", "messages": [{"role": "user", "content": "x"}]}
-    answer = httpx.post(f"{now.url}/v1/chat/completions", json=body)
+    answer = httpx.post(f"{now.url}/v1/chat/completions", json=body, timeout=60)
     assert (answer.status_code, answer.json()["model"]) == (200, "faq@v1")
 
 
@@ -70,7 +71,7 @@ def test_up_refused_and_down_as_text_and_as_json(home: Path, fake_engine: str) -
     options = ("--detach", "--port", str(free_port()), "--engine-url", fake_engine, "--json")
     done = tenon(home, "up", *options)
     assert done.returncode == 0, done.stderr
-    said, before = json.loads(done.stdout), status(home)
+    said, before = json.loads(done.stdout), healthy(home)
     assert (said["url"], said["healthy"]) == (before.url, True)
     assert (said["gateway"]["pid"], said["controller"]["pid"]) == (before.gateway.pid, before.controller.pid)
     assert "engine" in said["engines"]
@@ -85,7 +86,7 @@ def test_up_refused_and_down_as_text_and_as_json(home: Path, fake_engine: str) -
     error = json.loads(refused.stderr.splitlines()[-1])["error"]
     assert error["code"] == "already_up"
     assert "tenon down" in error["hint"]
-    assert status(home) == before
+    assert healthy(home) == before
     done = tenon(home, "down", "--json")
     assert done.returncode == 0, done.stderr
     assert "controller" in json.loads(done.stdout)["stopped"]
@@ -104,7 +105,7 @@ def test_two_ups_at_once_leave_one_stack(home: Path, fake_engine: str) -> None:
     ]
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 4], errors
-    assert status(home).healthy
+    healthy(home)
 
 
 def test_interrupted_recovery_leaves_what_served(home: Path, fake_engine: str) -> None:
@@ -121,9 +122,8 @@ def test_interrupted_recovery_leaves_what_served(home: Path, fake_engine: str) -
             if command.poll() is not None:
                 pytest.skip("the recovery was done before it could be interrupted")
         command.send_signal(signal.SIGINT)
-    after = status(home)
-    assert after.gateway.pid == before.gateway.pid
-    assert after.gateway.running
+    assert status(home).gateway.pid == before.gateway.pid
+    until(lambda: status(home).gateway.running)
 
 
 def test_engine_that_cannot_be_reached_is_told_soon(home: Path) -> None:
@@ -136,20 +136,27 @@ def test_engine_that_cannot_be_reached_is_told_soon(home: Path) -> None:
     assert status(home).down
 
 
+def holds(path: Path, text: bytes) -> bool:
+    """Whether it is a file with this in it; what is being written comes and goes."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.is_file() and text in path.read_bytes()
+    return False
+
+
 def test_the_password_of_an_attached_engine_is_sent_and_shown_nowhere(home: Path, fake_engine: str) -> None:
     with guarding(fake_engine, "me", "s3cret") as place:
         now = up(home, f"http://me:s3cret@{place}")
         assert now.engine.detail == f"attached to http://{place}"
         body = {"model": "tenon-tiny", "messages": [{"role": "user", "content": "x"}]}
-        assert httpx.post(f"{now.url}/v1/chat/completions", json=body).status_code == 200
+        assert httpx.post(f"{now.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
         other = tenon(home, "up", "--detach", "--engine-url", f"http://me:0ther@{place}")
         assert (other.returncode, f"http://{place}" in cause_and_hint(other)[0]) == (4, True)
         told = tenon(home, "status", "--json").stdout + tenon(home, "status").stdout + other.stderr
-        told += httpx.get(f"{now.url}/api/status").text
+        told += httpx.get(f"{now.url}/api/status", timeout=60).text
         assert f"http://{place}" in told
         assert "s3cret" not in told
         assert "0ther" not in told
-        holders = {path for path in home.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()}
+        holders = {path for path in home.rglob("*") if holds(path, b"s3cret")}
         assert holders == {home / "run" / "stack.json", home / "run" / "engine.access"}
         assert {path.stat().st_mode & 0o777 for path in holders} == {0o600}
         assert tenon(home, "down").returncode == 0

@@ -1,6 +1,8 @@
 """The running stack as tests handle it."""
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +10,29 @@ import httpx
 import openai
 
 from deploy.serving import wait_until_loaded
+from deploy.status import Status, status
 from evalsuite.load.adapters import write_adapter
 from serve.config import Settings
 from serve.names import VersionRef
 from serve.registry import Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
+
+
+def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait, and fail the test when it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+def healthy(home: Path) -> Status:
+    """The status of a stack that is, though it may be too busy to answer each health check in time."""
+    deadline = time.monotonic() + 20
+    while not (now := status(home)).healthy:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.1)
+    return now
 
 
 def slowly_loaded_alias(home: Path, engine: str, folder: Path, seconds: float) -> None:
