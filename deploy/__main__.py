@@ -3,8 +3,7 @@
 import sys
 
 from serve.imports import collector_resting
-
-INTERRUPTED = 130
+from serve.interrupts import INTERRUPTED
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from deploy import stack
 from deploy.console import console, for_scripts, note, print_json, state_text, step
 from deploy.serving import wait_for_aliases
 from deploy.stack_file import read_stack
-from deploy.status import Status, processes
+from deploy.status import STOPPING, Status, processes
 from deploy.status import status as status_of
 from serve.config import Home, Settings
 from serve.errors import AlreadyUp, NotUp
@@ -88,11 +88,11 @@ def up(
 ) -> None:
     """Start the engines, the gateway and the controller, or recover what died."""
     settings = settings_to_run(context, model=model, port=port, host=host, engine_url=engine_url)
-    answers = False
+    started = False
     try:
         with step("up") as current:
             stack.up(settings, current.say)
-            answers = True
+            started = True
             coming = wait_for_aliases(settings, current.say)
             now = status_of(settings.home)
             current.result = f"{now.base} at {now.url}/v1"
@@ -106,14 +106,17 @@ def up(
             console.print("Stop it with `tenon down`.")
             return
         console.print("Running until ctrl-C.")
-        while processes(settings.home).controller.pid is not None:
+        while processes(settings.home).controller.pid == now.controller.pid:
             time.sleep(1.0)
     except BaseException:
-        if answers and not detach:  # a start that was cut off has undone itself
+        if started and not detach:  # a start that was cut off has undone itself
+            told = stack.tell_to_stop(settings.home)
             with step("down") as current:
-                current.result = ", ".join(stack.down(settings.home, current.say)) or "nothing ran any more"
+                ended = dict.fromkeys([*told, *stack.down(settings.home, current.say)])
+                current.result = ", ".join(ended) or "nothing ran any more"
         raise
-    if not processes(settings.home).down:
+    after = processes(settings.home)
+    if after.controller.pid is None and not after.down:
         raise NotUp(
             "the controller ended; engine and gateway go on", "recover it with `tenon up`, or `tenon down`"
         )
@@ -169,6 +172,8 @@ def show(now: Status) -> None:
     if now.registry:
         console.print(now.registry, style="red", soft_wrap=True)
     if not now.healthy:
-        watched = "The controller brings back what it started; `tenon up --detach` waits for it."
-        unwatched = "Start or recover it with `tenon up --detach`."
-        console.print(watched if now.controller.running else unwatched)
+        ways = {
+            "running": "The controller brings back what it started; `tenon up --detach` waits for it.",
+            STOPPING: "It was told to go down.",
+        }
+        console.print(ways.get(now.controller.state, "Start or recover it with `tenon up --detach`."))

@@ -14,12 +14,13 @@ from deploy.evaluation import Judgement, judge
 from deploy.progress import TrainingView
 from deploy.questions import prepare_in, recorded
 from deploy.serving import move_alias, of_another_command, wanted
-from deploy.status import STOPPING, Status, processes
+from deploy.status import Status, processes
 from deploy.waiting import READY_AFTER_ENGINE
 from evalsuite.tasks import chat_fields
 from serve.config import Settings
 from serve.errors import AlreadyUp, BaseModelError, DataError, InputError, StorageError
 from serve.gateway.policy import SamplingPolicy
+from serve.interrupts import interrupts_wait
 from serve.names import check_adapter_name
 from serve.registry import Lineage, Registry, Version
 from serve.registry.base import BaseIdentity, identify_base
@@ -134,6 +135,8 @@ def outcome_of(result: TrainResult) -> str:
     for key, label in (("validation_loss", "loss"), ("validation_token_accuracy", "token accuracy")):
         if key in result.metrics:
             parts.append(f"validation {label} {result.metrics[key]:.3f}")
+    if result.resumed_from != result.steps and "peak_memory" in result.metrics:
+        parts.append(f"{result.metrics['peak_memory'] / 2**30:.1f} GiB at most")
     return " · ".join(parts)
 
 
@@ -215,7 +218,11 @@ def run(settings: Settings, recipe: Recipe, *, force: bool = False) -> Outcome:
                 if judgement.decision.allowed:
                     deploy(settings, registry, version, force=force)
         except BaseException:
-            if ours and not in_use(registry):
+            with interrupts_wait():
+                ours = ours and not in_use(registry)
+                if ours:
+                    stack.tell_to_stop(settings.home)
+            if ours:
                 stack.down(settings.home)
             raise
         alias = registry.alias(version.ref.name)
@@ -259,14 +266,14 @@ def in_use(registry: Registry) -> bool:
 
 
 def ensure_up(settings: Settings, say: Callable[[str], None]) -> tuple[Status, bool]:
-    """The running stack, and whether it is ours: all of it was down, or about to be, and we brought it up.
+    """The running stack, and whether it is ours: all of it was down, and we brought it up.
 
     Where another command is about to bring it up, that is waited for.
     """
     deadline = time.monotonic() + settings.engine_start_timeout + READY_AFTER_ENGINE
     while not (now := processes(settings.home)).healthy:
         try:
-            return stack.up(settings, say), now.down or now.controller.state == STOPPING
+            return stack.up(settings, say)
         except AlreadyUp:
             if time.monotonic() > deadline:
                 raise

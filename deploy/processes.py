@@ -17,9 +17,8 @@ from serve.errors import AlreadyUp, StorageError
 from serve.records import ProcessIdentity, read_json
 
 NOT_STARTED = "could not be started"  # how the reason begins that a gateway has no log of its own
-GATEWAY_GRACE = (
-    DRAIN_SECONDS + 5.0
-)  # seconds: it ends by itself after the first, and says so to those it cuts off
+# Seconds: it ends by itself after the first of them, and tells those it cuts off.
+GATEWAY_GRACE = DRAIN_SECONDS + 5.0
 
 # Processes that may outlive us: kept, as Python warns of a running child that nobody refers to any more.
 spawned: "list[subprocess.Popen[bytes]]" = []

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -29,12 +30,13 @@ from serve.registry import Registry
 CONTROLLER_GRACE = GATEWAY_GRACE + 40.0  # seconds: also the engine's 15, and room
 
 
-def up(settings: Settings, say: Callable[[str], None]) -> Status:
+def up(settings: Settings, say: Callable[[str], None]) -> tuple[Status, bool]:
     """Bring the stack up and wait until it answers; adopts what a crashed controller left running.
 
-    One that is about to go down is waited for. Raises :class:`AlreadyUp` where all of it runs, :class:`PortInUse`,
-    :class:`BaseModelError` or :class:`EngineStartFailed`. After a failed or interrupted start, what ran before still
-    runs, what was asked for before still holds, and nothing else does.
+    Returns how it is, and whether it was started from nothing. One that is about to go down is waited for. Raises
+    :class:`AlreadyUp` where all of it runs, :class:`PortInUse`, :class:`BaseModelError` or :class:`EngineStartFailed`.
+    After a failed or interrupted start, what ran before still runs, what was asked for before still holds, and nothing
+    else does.
     """
     taken = AlreadyUp(
         f"another command brings the stack of {settings.home} up", "wait for it; see `tenon status`"
@@ -46,33 +48,40 @@ def up(settings: Settings, say: Callable[[str], None]) -> Status:
                 f"the stack of {settings.home} is up already at {before.url} serving {before.base}",
                 "see `tenon status`; to change its settings run `tenon down` first",
             )
-        asked_before = read_stack(settings.home)
         child: subprocess.Popen[bytes] | None = None
+        asked_before, asked = None, False
         try:
             while True:
                 since = Since.now(settings.logs)
                 if not before.controller.running:
+                    asked_before, asked = read_stack(settings.home), True
                     prepare(settings, before, say)
                     with interrupts_wait():
                         child = start_controller(settings)
                 if (now := wait_until_up(settings, child, since, say)) is not None:
-                    return now
+                    return now, before.down
                 before = settled(settings.home, say)  # the controller that was there has ended since
         except BaseException:
-            if child is not None:
-                with suppress(OSError, SystemExit):  # as where nobody reads what we say any more
-                    say("stopping what was started")
-            undo(child, settings.home, before, asked_before)
+            if asked:
+                undo(child, settings.home, before, asked_before, say)
             raise
 
 
 def settled(home: Path, say: Callable[[str], None]) -> Status:
-    """What runs, once a stack that was told to go down has done so."""
-    with going_down(home, say):
-        while (now := processes(home)).controller.state == STOPPING:
-            say("waiting for the stack to go down")
-            time.sleep(0.25)
-    return now
+    """What runs, once a stack that was told to go down has done so; raises AlreadyUp where it does not."""
+    deadline = time.monotonic() + CONTROLLER_GRACE
+    while True:
+        with going_down(home, say):
+            now = processes(home)
+        if now.controller.state != STOPPING:
+            return now
+        if time.monotonic() > deadline:
+            raise AlreadyUp(
+                f"the stack of {home} was told to go down and does not",
+                "run `tenon down`, which ends it by force",
+            )
+        say("waiting for the stack to go down")
+        time.sleep(0.25)
 
 
 def prepare(settings: Settings, before: Status, say: Callable[[str], None]) -> None:
@@ -101,17 +110,23 @@ def start_controller(settings: Settings) -> "subprocess.Popen[bytes]":
 
 
 def undo(
-    child: "subprocess.Popen[bytes] | None", home: Path, before: Status, asked_before: Settings | None
+    child: "subprocess.Popen[bytes] | None",
+    home: Path,
+    before: Status,
+    asked_before: Settings | None,
+    say: Callable[[str], None],
 ) -> None:
     """Take back a start: what was down before goes down, what was adopted stays up."""
-    if (
-        before.down
-    ):  # first, as a second ctrl-C may cut off the rest, which a controller that was told to does alone
+    with interrupts_wait():
         restore(home, asked_before)
+        if child is not None and before.down:
+            # Once it was told to, it ends what it started also where a second ctrl-C cuts off the rest.
+            child.terminate()
     if child is None:
         return
+    with suppress(OSError, SystemExit):  # as where nobody reads what we say any more
+        say("stopping what was started")
     if before.down:
-        child.terminate()
         with suppress(subprocess.TimeoutExpired):
             child.wait(CONTROLLER_GRACE)
         stop(home)
@@ -136,39 +151,64 @@ def restore(home: Path, asked_before: Settings | None) -> None:
 
 def kill_leaving_children(child: "subprocess.Popen[bytes]") -> list[ProcessIdentity]:
     """End a process at once; returns the children that it leaves."""
-    child.send_signal(signal.SIGSTOP)  # it starts nothing more
-    left = []
-    with suppress(psutil.Error):
-        for process in psutil.Process(child.pid).children():
-            with suppress(ProcessLookupError):
-                left.append(ProcessIdentity.of(process.pid))
-    child.kill()
-    child.wait()
+    left: list[ProcessIdentity] = []
+    if child.poll() is not None:  # its number may be another's by now
+        return left
+    with interrupts_wait():
+        child.send_signal(signal.SIGSTOP)  # it starts nothing more
+        with suppress(psutil.Error):
+            for process in psutil.Process(child.pid).children():
+                with suppress(ProcessLookupError):
+                    left.append(ProcessIdentity.of(process.pid))
+        child.kill()
+        child.wait()
     return left
 
 
 def down(home: Path, say: Callable[[str], None] = lambda _: None) -> list[str]:
     """Stop all parts, also those that a dead controller left behind; returns what was stopped."""
     with going_down(home, say):
-        stopped = stop(home)
+        found = tell_to_stop(home)
+        return [*found, *(part for part in stop(home) if part not in found)]
+
+
+def tell_to_stop(home: Path) -> list[str]:
+    """Have the controller take all down, whatever becomes of who waits for it; nothing is asked for any more.
+
+    Returns the controller, if there is one.
+    """
+    with interrupts_wait():
         stack_file(home).unlink(missing_ok=True)
-    return stopped
+        controller = recorded(home / "run" / "controller.json")
+        process = controller.process if controller is not None else None
+        if process is None:
+            return []
+        with suppress(psutil.Error):
+            process.terminate()
+        return ["controller"]
 
 
 @contextlib.contextmanager
 def going_down(home: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold off other commands that take the stack down, or wait for them, for as long as the block runs."""
     with contextlib.ExitStack() as held:
-        with suppress(
-            OSError
-        ):  # without the folder nothing runs, and on a full disk it must be stopped all the same
+        # Without the folder nothing runs; on a full disk, or one without locks, a stack must be stopped all the same.
+        with suppress(OSError):
             file = held.enter_context((home / "run" / "down.lock").open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("another command takes the stack down")
-                fcntl.flock(file, fcntl.LOCK_EX)
+            if not locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with suppress(OSError, SystemExit):
+                    say("waiting for another command")
+                locked(file, fcntl.LOCK_EX)
         yield
+
+
+def locked(file: IO[str], operation: int) -> bool:
+    """Whether a file could be locked; false where another process holds it."""
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def stop(home: Path) -> list[str]:

@@ -100,10 +100,14 @@ class ProcessIdentity:
 
     @property
     def process(self) -> psutil.Process | None:
-        """The process while it lives; None for one that ended, a zombie, and another one of its number."""
+        """The process while it lives; None for one that ended, a zombie, and another one of its number.
+
+        One whose first thread has ended before the others lives as long as they do, and holds its ports and files.
+        """
         try:
             process = psutil.Process(self.pid)
-            if ProcessIdentity.of(self.pid) == self and process.status() != psutil.STATUS_ZOMBIE:
+            ended = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+            if ProcessIdentity.of(self.pid) == self and not ended:
                 return process
         except (psutil.Error, ProcessLookupError, ValueError):
             pass

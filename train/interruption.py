@@ -3,14 +3,11 @@
 import os
 import signal
 import threading
-import time
 from types import FrameType
 
-INTERRUPTED = 130
+from serve.interrupts import INTERRUPTED, Heard
+
 PATIENCE = 10.0
-AGAIN = 2.0
-"""Seconds within which a second signal is the first one's echo: who ends a whole group of processes ends the launcher
-too, which then passes on what it was told."""
 
 
 class Interrupted(Exception):
@@ -22,17 +19,16 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked = False
-        self._since = 0.0
+        self._heard = Heard()
         # Set while the trainer looks at ``asked`` after each step and can still write a checkpoint.
         self.training = False
 
     def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Signal handler: end after this step; at once if asked again later, or not training."""
-        now = time.monotonic()
-        if not self.training or (self.asked and now - self._since > AGAIN):
+        new = self._heard.is_new()
+        if not self.training or (self.asked and new):
             os._exit(INTERRUPTED)
-        if not self.asked:
-            self.asked, self._since = True, now
+        self.asked = True
 
     def watch(self, descriptor: int) -> None:
         """Ask for the end once the pipe at ``descriptor`` ends, and force it if that takes too long."""

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TextIO
 
 from serve.errors import TenonError, TrainingFailed
+from serve.interrupts import INTERRUPTED
 from train.events import TrainEvent
 from train.imports import importing_less
-from train.interruption import INTERRUPTED, Interrupted, Interruption
+from train.interruption import Interrupted, Interruption
 from train.memory import ENGINE_HOLDS
 from train.runs import Run, storage_error
 

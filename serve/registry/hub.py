@@ -18,11 +18,25 @@ Say = Callable[[str], None]
 """Tells a person how far something is."""
 
 
+fetched: dict[str, Path] = {}
+"""Snapshots that this process has asked for, by their hub ids."""
+
+
 def download(model: str, say: Say | None = None) -> Path:
     """The local snapshot of a hub id, downloaded where it is not cached; raises BaseModelError.
 
-    ``say`` is told how much of it is there; without it nothing is shown. It runs as ``python -m
-    serve.registry.snapshot``, as the hub's library hears an interrupt only once every file that is on its way has come.
+    ``say`` is told how much of it is there; without it nothing is shown. A process asks the hub once.
+    """
+    known = fetched.get(model)
+    if known is None or not known.is_dir():
+        known = fetched[model] = _download(model, say)
+    return known
+
+
+def _download(model: str, say: Say | None) -> Path:
+    """Fetch by ``python -m serve.registry.snapshot``.
+
+    The hub's library hears an interrupt only once every file that is on its way has come.
     """
     child: subprocess.Popen[bytes] | None = None
     told: dict[str, str] = {}
@@ -30,8 +44,9 @@ def download(model: str, say: Say | None = None) -> Path:
         with interrupts_wait():
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "serve.registry.snapshot", model],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # its end tells it that this process is gone
                 stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # warnings of the library, which would run into what we show
                 start_new_session=True,
             )
         for line in child.stdout or ():
@@ -43,8 +58,8 @@ def download(model: str, say: Say | None = None) -> Path:
         if child is not None:
             child.kill()
             child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
+            for pipe in filter(None, (child.stdin, child.stdout)):
+                pipe.close()
     if "path" in told:
         return Path(told["path"])
     if "error" in told:

@@ -7,12 +7,14 @@ plain words, with its ``hint``.
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from serve.errors import BaseModelError
+from serve.interrupts import INTERRUPTED
 from serve.registry.hub import Say, silent_bar
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
@@ -88,10 +90,23 @@ def main(model: str) -> None:
     def tell(**content: str) -> None:
         lines.write(orjson.dumps(content) + b"\n")
 
+    threading.Thread(target=end_with_stdin, daemon=True).start()
     try:
         tell(path=str(fetch(model, lambda text: tell(say=text))))
     except BaseModelError as error:
         tell(error=error.message, hint=error.hint)
+    except Exception as error:  # noqa: BLE001  the edge of the process: whatever it is, a person gets one line
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        tell(
+            error=f"the hub model {model} cannot be fetched: {told}", hint="check the HF_ and proxy variables"
+        )
+
+
+def end_with_stdin() -> None:
+    """End this process once the one that started it is gone."""
+    while os.read(0, 4096):
+        pass
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,22 @@ def test_a_terminal_that_is_closed(tmp_path: Path, fake_engine: str) -> None:
     assert not list((home / "logs").glob("crash-*"))
 
 
+def test_two_signals_in_one_moment(tmp_path: Path, fake_engine: str) -> None:
+    home = tmp_path / "home"
+    command = subprocess.Popen(
+        up(fake_engine), env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert command.stdout is not None
+    while "Running until ctrl-C" not in command.stdout.readline():
+        assert command.poll() is None
+    command.terminate()
+    time.sleep(0.003)
+    command.terminate()
+    command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert_gone(home)
+
+
 def test_a_reader_that_is_gone(tmp_path: Path, fake_engine: str) -> None:
     home = tmp_path / "home"
     command = subprocess.Popen(
@@ -60,4 +76,5 @@ def test_a_reader_that_is_gone(tmp_path: Path, fake_engine: str) -> None:
     assert command.stdout is not None
     command.stdout.close()
     assert command.wait(60) != 0
+    assert (home / "logs" / "gateway.log").exists(), "it was up"
     assert_gone(home)

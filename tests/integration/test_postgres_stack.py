@@ -27,7 +27,7 @@ def settings(cluster: Cluster, fake_engine: str, tmp_path: Path) -> Settings:
 def test_a_version_is_deployed_and_served(settings: Settings, tmp_path: Path) -> None:
     home, base = settings.home, identify_base(settings.model)
     try:
-        url = stacks.up(settings, lambda _: None).url
+        url = stacks.up(settings, lambda _: None)[0].url
         with Registry.of(settings) as registry:
             folder = write_adapter(tmp_path / "a", base, seed=1)
             version = registry.register(folder, "support", base, max_rank=64)

@@ -76,7 +76,7 @@ def test_two_bases_three_engines_and_a_canary(home: Path, launch: Launch, tmp_pa
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(f"- model: {second}\n  urls: [{three}]\n  max_loras: 2\n")
     settings = Settings.read(home=home, port=free_port(), engine_url=f"{one}, {two}", fleet=fleet)
-    now = stack.up(settings, lambda _: None)
+    now, _ = stack.up(settings, lambda _: None)
     url = str(now.url)
     assert sorted(now.engines) == ["engine", "engine-2", "second"]
     assert (now.healthy, now.base) == (True, "tenon-tiny, second")

@@ -21,11 +21,11 @@ def write_folder(out: Path, files: Mapping[str, str]) -> None:
     behind then.
     """
     out = out.absolute()
-    if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - set(files)):
-        raise StorageError(f"{out} holds other files", "name a folder that is new or empty")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _alone_in(out.parent):
+            if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - set(files)):
+                raise StorageError(f"{out} holds other files", "name a folder that is new or empty")
             if not _holds(out, files):
                 _replace(out, files)
     except OSError as error:

@@ -18,7 +18,7 @@ from deploy.stack_file import read_stack, write_stack
 from deploy.status import STOPPING, processes
 from deploy.waiting import Since, wait_until_up
 from serve.config import Settings
-from serve.errors import EngineStartFailed, StorageError, TenonError
+from serve.errors import AlreadyUp, EngineStartFailed, StorageError, TenonError
 from serve.records import ProcessIdentity, write_json
 
 GOES_DOWN = """
@@ -151,10 +151,25 @@ def test_what_a_recovery_started_and_left_no_record_yet_is_ended_with_it(
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         gateway = ProcessIdentity.of(int(child.stdout.readline()))
-        stack.undo(child, settings.home, before, None)
+        stack.undo(child, settings.home, before, None, lambda _: None)
         assert child.returncode is not None
     assert not gateway.alive
     assert adopted.poll() is None
+
+
+def test_a_stack_that_does_not_go_down_is_not_waited_for_without_end(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, children: "list[subprocess.Popen[bytes]]"
+) -> None:
+    children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+    record = ProcessIdentity.of(children[0].pid).to_json() | {STOPPING: True}
+    write_json(settings.state / "controller.json", record)
+    monkeypatch.setattr(stack, "CONTROLLER_GRACE", 0.5)
+    said: list[str] = []
+    with pytest.raises(AlreadyUp) as failed:
+        stack.up(settings, said.append)
+    assert "tenon down" in failed.value.hint
+    assert set(said) == {"waiting for the stack to go down"}
+    assert stack.down(settings.home) == ["controller"]
 
 
 def test_two_commands_that_take_a_stack_down_wait_for_each_other(settings: Settings) -> None:
@@ -168,7 +183,7 @@ def test_two_commands_that_take_a_stack_down_wait_for_each_other(settings: Setti
         write_stack(settings)  # as by a command that brings it up only after the first has ended
         assert read_stack(settings.home) is not None
     second.join(10)
-    assert said == ["another command takes the stack down"]
+    assert said == ["waiting for another command"]
     assert read_stack(settings.home) is None
 
 
@@ -203,7 +218,7 @@ def test_a_controller_that_was_told_to_stop_says_so(settings: Settings) -> None:
     write_stack(settings)
     child = spawn("deploy.controller", "--home", str(settings.home), log=settings.logs / "controller.log")
     try:
-        while processes(settings.home).controller.pid is None:
+        while not (settings.state / "gateway.json").exists():
             time.sleep(0.05)
             assert child.poll() is None
         seen = set()

@@ -311,7 +311,8 @@ def test_a_set_up_waits_for_another_one(checkout: Path, setup_module: ModuleType
         waiting = start_setup(checkout)
         assert waiting.stderr is not None
         assert "another set-up of this checkout runs" in waiting.stderr.readline()
-        assert waiting.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(1)
     assert waiting.communicate(timeout=20) == (None, "")
     assert waiting.returncode == 0
 

@@ -177,6 +177,7 @@ except BaseModelError as error:
         ("org/offline", {"HF_HUB_OFFLINE": "1"}, "the hub cannot be reached"),
         ("org/unreachable", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub cannot be reached"),
         ("org/broken", {}, "org/broken is not on this machine"),
+        ("org/missing", {"HF_HUB_DOWNLOAD_TIMEOUT": "ten"}, "org/missing cannot be fetched: ValueError"),
     ],
 )
 def test_the_hubs_refusals_become_plain_words(
@@ -227,7 +228,8 @@ def test_a_base_of_the_hub_is_fetched_with_progress_and_then_found(tmp_path: Pat
     assert fetched == set(files)
 
 
-def test_an_interrupt_ends_a_download_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_download_ends_at_once_with_its_command(tmp_path: Path, number: signal.Signals) -> None:
     folder = write_base(tmp_path / "base")
     with running() as server:
         add_repository(server, "org/base", {path.name: path.read_bytes() for path in folder.iterdir()})
@@ -244,8 +246,8 @@ def test_an_interrupt_ends_a_download_at_once(tmp_path: Path) -> None:
             assert command.poll() is None
             time.sleep(0.02)
         (download,) = psutil.Process(command.pid).children()
-        command.send_signal(signal.SIGINT)
-        assert command.wait(30) == -signal.SIGINT
+        command.send_signal(number)
+        assert command.wait(30) == -number
         download.wait(30)
 
 

@@ -2,11 +2,12 @@
 
 import signal
 import threading
+import time
 
 import pytest
 from support.interrupts import ctrl_c_works
 
-from serve.interrupts import interrupts_wait
+from serve.interrupts import ECHO_SECONDS, Heard, interrupts_wait
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -44,6 +45,35 @@ def test_without_an_interrupt_nothing_happens() -> None:
         with interrupts_wait():
             pass
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_while_handlers_are_given_back_is_not_held_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    really = signal.signal
+
+    def interrupted(number: signal.Signals, handler: object) -> object:
+        if handler is signal.default_int_handler and number == signal.SIGINT:
+            signal.raise_signal(number)  # the last moment in which it is ours
+        return really(number, handler)  # type: ignore[arg-type]
+
+    def work() -> None:
+        with interrupts_wait():
+            monkeypatch.setattr(signal, "signal", interrupted)
+
+    with ctrl_c_works():
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        monkeypatch.undo()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_echoes_are_told_from_new_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 100.0 + ECHO_SECONDS / 2, 100.1 + ECHO_SECONDS, 100.2 + ECHO_SECONDS])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    heard = Heard()
+    assert [heard.is_new() for _ in range(4)] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])

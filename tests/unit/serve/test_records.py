@@ -1,9 +1,11 @@
 """Records on a real disk, identities of real processes."""
 
 import os
+import platform
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,3 +138,22 @@ def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:
     assert (tmp_path / "open.json").stat().st_mode & 0o400
     write_json(tmp_path / "open.json", {"secret": 1}, private=True)
     assert (tmp_path / "open.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_process_lives_as_long_as_its_last_thread():
+    number = {"x86_64": 60, "aarch64": 93}.get(platform.machine())
+    if number is None or sys.platform != "linux":
+        pytest.skip("the number of the exit system call is known for x86-64 and arm64")
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        f"ctypes.CDLL(None).syscall({number}, 0)"  # ends the first thread alone
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        identity = ProcessIdentity.of(process.pid)
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert identity.alive
+        process.kill()
+        process.wait()
+        assert not identity.alive
