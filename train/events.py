@@ -13,8 +13,8 @@ class TrainEvent:
 
     ``loss`` is the mean negative log-likelihood of a supervised token in nats, ``perplexity`` its exponential,
     ``token_accuracy`` the share of supervised tokens that were the likeliest (teacher forcing; of a step, the mean of
-    its batches' shares). ``best`` says
-    of an eval that its loss is the lowest so far. ``message``, ``hint`` and ``code`` belong to notices and errors.
+    its batches' shares). ``best`` says of an eval that its loss is the lowest so far. ``peak_memory`` is the most that
+    the process held in bytes, with a GPU of the GPU's. ``message``, ``hint`` and ``code`` belong to notices and errors.
     """
 
     event: EventName
@@ -33,6 +33,7 @@ class TrainEvent:
     best_step: int | None = None
     resumed_from: int | None = None
     stopped_early: bool | None = None
+    peak_memory: int | None = None
     message: str | None = None
     hint: str | None = None
     code: str | None = None

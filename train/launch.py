@@ -32,8 +32,9 @@ GRACE = 15.0
 class TrainResult:
     """A finished run. ``steps`` were trained in all, ``seconds`` are of this launch alone.
 
-    ``metrics`` holds ``train_loss``, ``best_step`` and, with a validation split, ``validation_loss``,
-    ``validation_perplexity`` and ``validation_token_accuracy`` of the checkpoint that became the adapter.
+    ``metrics`` holds ``train_loss``, ``best_step``, ``peak_memory`` (bytes) and, with a validation split,
+    ``validation_loss``, ``validation_perplexity`` and ``validation_token_accuracy`` of the checkpoint that became the
+    adapter.
     """
 
     run_dir: Path
@@ -224,6 +225,8 @@ def _finish(run: Run, returncode: int, last: TrainEvent) -> tuple[dict[str, Any]
         "validation_loss": last.loss,
         "validation_perplexity": last.perplexity,
         "validation_token_accuracy": last.token_accuracy,
+        # A launch that finds the run finished takes less than the training did.
+        "peak_memory": max(last.peak_memory or 0, run.state().get("metrics", {}).get("peak_memory", 0)),
     }
     return {key: value for key, value in metrics.items() if value is not None}, last.resumed_from
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from serve.errors import DataError, RecipeError
 from serve.registry.base import layer_name
+from train.footprint import Footprint, footprint, has_bf16, tokens_in
 from train.memory import ENGINE_HOLDS, free_memory
 from train.recipe import Recipe
 
@@ -17,7 +18,8 @@ ENOUGH_STEPS, MOST_EPOCHS = 300, 3
 """What ``epochs: auto`` aims at: an adapter of fewer steps has not settled, one of more epochs knows rows by heart."""
 LEARNING_RATES = ((10_000_000, 5e-3), (100_000_000, 3e-3), (math.inf, 2e-4))
 """What ``learning_rate: auto`` is for bases below so many parameters."""
-CHECKPOINTED_BASE = 1_000_000_000
+CHECKPOINTED_BASE, CHECKPOINTED_KEPT = 1_000_000_000, 8 * 2**30
+"""Above so many parameters of a base, or bytes that a pass would keep, ``gradient_checkpointing: auto`` turns it on."""
 # Of five answers that differ, an exact McNemar test makes p = 0.0625 at best; of six, 0.031.
 FEWEST_TEST_ROWS = 6
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
@@ -47,6 +49,8 @@ class Rows(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]: ...  # noqa: D102
+    @property
+    def longest(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class Plan:
     """What a run will do.
 
     ``steps`` counts optimizer steps if no row is too long and nothing stops early; ``memory`` is an estimate in
-    bytes; ``target_modules`` are the names of the layers that get an update; ``warnings`` are for the user.
+    bytes for a batch of the longest rows; ``target_modules`` are the names of the layers that get an update;
+    ``warnings`` are for the user.
     """
 
     rows: int
@@ -130,7 +135,11 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
     length = min(recipe.train.max_length, base.max_length)
     steps = total_steps(recipe, rows)
     every = eval_every(recipe, steps)
+    tokens = recipe.train.batch_size * tokens_in(prepared.longest, length)
+    needed = _footprint(recipe, base, adapter, tokens)
     checkpointing = recipe.train.gradient_checkpointing
+    if checkpointing == "auto":
+        checkpointing = parameters > CHECKPOINTED_BASE or needed.kept > CHECKPOINTED_KEPT
     plan = Plan(
         rows=rows,
         validation_rows=eval_rows(recipe, every, validation),
@@ -141,19 +150,32 @@ def make_plan(recipe: Recipe, prepared: Rows, base: Base, *, max_rank: int | Non
         base_parameters=parameters,
         adapter_parameters=adapter,
         target_modules=targets,
-        # bf16 base; fp32 weight, gradient and two AdamW moments of the adapter; logits of one batch, thrice.
-        memory=2 * parameters
-        + 16 * adapter
-        + 12 * recipe.train.batch_size * min(length, 256) * base.vocab_size,
-        gradient_checkpointing=parameters > CHECKPOINTED_BASE if checkpointing == "auto" else checkpointing,
+        memory=needed.total(checkpointing=checkpointing),
+        gradient_checkpointing=checkpointing,
         warnings=(),
     )
     warnings = (
         *_warnings(plan, recipe, base, min(min(shape) for shape in shapes)),
         *_verdict_warnings(prepared.counts.get("test", 0)),
-        *_memory_warnings(plan.memory),
+        *_memory_warnings(plan),
     )
     return replace(plan, warnings=warnings)
+
+
+def _footprint(recipe: Recipe, base: Base, adapter: int, tokens: int) -> Footprint:
+    precision, experts = recipe.train.precision, _expert_layers(base)  # of which a token passes a few
+    passed = {
+        name: shape for name, shape in _matrices(base.shapes).items() if layer_name(name) not in experts
+    }
+    return footprint(
+        base.shapes,
+        passed,
+        adapter=adapter,
+        tokens=tokens,
+        vocabulary=base.vocab_size,
+        bf16=precision == "bf16" or (precision == "auto" and has_bf16()),
+        dropout=recipe.lora.dropout > 0,
+    )
 
 
 def _linear(base: Base) -> dict[str, tuple[int, ...]]:
@@ -263,10 +285,11 @@ def _verdict_warnings(test_rows: int) -> Iterator[str]:
         )
 
 
-def _memory_warnings(needed: int) -> Iterator[str]:
+def _memory_warnings(plan: Plan) -> Iterator[str]:
     free = free_memory()
-    if needed > free.bytes:
+    if plan.memory > free.bytes:
+        less = "" if plan.gradient_checkpointing else ", or set train.gradient_checkpointing=true"
         yield (
-            f"needs about {needed / 2**30:,.1f} GiB of {free.kind}, {free.bytes / 2**30:,.1f} GiB are free: "
-            "lower train.batch_size or train.max_length" + (f"; {ENGINE_HOLDS}" if free.on_gpu else "")
+            f"needs about {plan.memory / 2**30:,.1f} GiB of {free.kind}, {free.bytes / 2**30:,.1f} GiB are free: "
+            f"lower train.batch_size or train.max_length{less}" + (f"; {ENGINE_HOLDS}" if free.on_gpu else "")
         )

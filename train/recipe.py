@@ -72,7 +72,9 @@ class TrainSpec(Section):
         "auto", description="auto: bf16 where the hardware has it"
     )
     gradient_checkpointing: bool | Literal["auto"] = Field(
-        "auto", description="less memory for a quarter more time; auto: for bases above 1 G parameters"
+        "auto",
+        description="less memory for a quarter more time; auto: for bases above 1 G parameters,"
+        " and where a batch would keep above 8 GiB",
     )
 
 

@@ -24,7 +24,8 @@ __all__ = ["DataSpec", "DropReport", "Prepared", "Source", "Task", "describe", "
 class Prepared:
     """What :func:`prepare` wrote: a ``.jsonl`` file per split, ``task.json`` and ``data.json`` (the report).
 
-    ``counts`` are rows by split; ``fingerprint`` is the SHA-256 of all rows, the same for the same rows.
+    ``counts`` are rows by split; ``fingerprint`` is the SHA-256 of all rows, the same for the same rows; ``longest`` is
+    the size of the longest row to train on, in bytes of its line.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Prepared:
     counts: Mapping[str, int]
     report: DropReport
     fingerprint: str
+    longest: int
     sources: tuple[Source, ...] = ()
 
     def file(self, name: SplitName) -> Path:
@@ -66,6 +68,7 @@ def prepare(spec: DataSpec, out: Path) -> Prepared:
         {name: len(lines[name]) for name in SPLITS},
         ledger.report(),
         fingerprint(lines),
+        max((len(line.encode()) for line in lines["train"]), default=0),
         tuple(part.source for part in loaded.values()),
     )
     files = {f"{name}.jsonl": "".join(f"{line}\n" for line in lines[name]) for name in SPLITS}

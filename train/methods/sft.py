@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import time
 from collections.abc import Mapping
 from datetime import date
@@ -61,6 +62,7 @@ def train(run: Run, job: Mapping[str, Any], emit: Emit, interruption: Interrupti
         best_step=best,
         stopped_early=progress.stopped,
         resumed_from=resumed_from,
+        peak_memory=peak_memory(),
         seconds=round(time.monotonic() - started, 2),
     )
     emit(done)
@@ -285,6 +287,17 @@ def has_bf16() -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held: of GPU memory, or without a GPU of the machine's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    try:  # what getrusage says on Linux is at least what the process had that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 
 
 def _quiet() -> None:

@@ -143,9 +143,9 @@ def write_data(folder: Path, train: list[dict[str, object]], validation: list[di
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     counts = {name: len(rows) for name, rows in splits.items()}
     task = Task("label", tuple(sorted(TOPICS.values())), None, None, 8, 8)
-    return Prepared(
-        folder, task, counts, DropReport(), hashlib.sha256(json.dumps(splits).encode()).hexdigest()
-    )  # type: ignore[arg-type]
+    fingerprint = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+    longest = max(len(json.dumps(row)) for row in train)
+    return Prepared(folder, task, counts, DropReport(), fingerprint, longest)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ SHAPES = {
 BASE = BaseIdentity("small", Path("/nowhere"), "d" * 64, "Qwen3ForCausalLM", SHAPES, 512, 100)
 
 
-def rows(train: int, validation: int = 10, test: int = 6) -> SimpleNamespace:
-    return SimpleNamespace(counts={"train": train, "validation": validation, "test": test})
+def rows(train: int, validation: int = 10, test: int = 6, longest: int = 300) -> SimpleNamespace:
+    return SimpleNamespace(counts={"train": train, "validation": validation, "test": test}, longest=longest)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,11 @@ def test_the_task_is_learnt_and_told_as_it_happens(trained: Trained) -> None:
     assert events[-1].event == "done"
 
 
+def test_the_memory_it_took_is_about_what_was_planned(trained: Trained, recipe: Recipe, room: Room) -> None:
+    planned = make_plan(recipe, room.prepared, room.base).memory
+    assert 0.5 < trained[0].metrics["peak_memory"] / planned < 2
+
+
 def test_metrics_are_kept(trained: Trained) -> None:
     result, events = trained
     told = [json.loads(event.to_json()) for event in events if event.event in ("step", "eval")]
@@ -346,7 +351,8 @@ from train.launch import run_training
 from train.recipe import Recipe
 from types import SimpleNamespace
 base, data, out, *overrides = sys.argv[1:]
-prepared = SimpleNamespace(folder=Path(data), counts={"train": 160, "validation": 32}, fingerprint="rows")
+prepared = SimpleNamespace(folder=Path(data), counts={"train": 160, "validation": 32}, longest=90,
+                           fingerprint="rows")
 run_training(Recipe.load(None, overrides), prepared, identify_base(base), Path(out),
              lambda event: print(event.event, event.step, flush=True))
 """
