@@ -16,7 +16,9 @@ from serve.net import bare, url_of
 from serve.records import read_json
 from serve.registry import Registry
 
-STOPPING = "stopping"
+STOPPING, SILENT = "stopping", "not answering"
+SILENT_PATIENCE = 20.0
+"""Seconds that parts which live are given to answer, as on a machine that is busy."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def processes(home: Path) -> Status:
     engines = {name: engine_part(path) for name, path in record_files(state).items()}
     gateway = gateway_part(state, restarting=controller.running)
     bases = dict.fromkeys(record.get("base_name") for record in read_records(state).values())
-    url = url_of(settings.host, settings.port) if settings else None
+    # What goes down is not asked for any more.
+    url = url_of(settings.host, settings.port) if settings else read_json(state / "gateway.json").get("url")
     base = ", ".join(filter(None, bases)) or None
     return Status(home, url, base, controller, engines.get(FIRST, Part("down")), gateway, engines)
 
@@ -118,7 +121,7 @@ def engine_part(path: Path) -> Part:
     if known == "ready":
         paths = ("/health", "/v1/models") if details.get("kind") == OPENAI else ("/health",)
         address = address_in(path, details)
-        known = "running" if any(answers(address + each) for each in paths) else "not answering"
+        known = "running" if any(answers(address + each) for each in paths) else SILENT
     return Part({"backoff": "restarting"}.get(known, known), pid, "; ".join(notes))
 
 
@@ -130,7 +133,7 @@ def gateway_part(state: Path, *, restarting: bool) -> Part:
     if gateway is None:
         gone = f"process {details['pid']} is gone" if "pid" in details else ""
         return Part("restarting" if restarting else "down", None, note or gone)
-    return Part("running" if answers(f"{details['url']}/healthz") else "not answering", gateway.pid, note)
+    return Part("running" if answers(f"{details['url']}/healthz") else SILENT, gateway.pid, note)
 
 
 def adapters_of(settings: Settings) -> list[dict[str, Any]]:
@@ -152,10 +155,20 @@ def adapters_of(settings: Settings) -> list[dict[str, Any]]:
 
 
 def require_up(home: Path) -> Status:
-    """The status of a stack that answers, else raise :class:`NotUp`."""
-    now = processes(home)
-    if not any(part.running for part in now.engines.values()) or not now.gateway.running:
-        raise NotUp(
-            f"the stack of {home} does not run", "start it with `tenon up --detach`, see `tenon status`"
-        )
-    return now
+    """The status of a stack that answers, within 20 seconds where its parts live, else raise :class:`NotUp`."""
+    deadline = time.monotonic() + SILENT_PATIENCE
+    while True:
+        now = processes(home)
+        engines = now.engines.values()
+        if any(part.running for part in engines) and now.gateway.running:
+            return now
+        if not any(part.state == SILENT for part in (*engines, now.gateway)):
+            raise NotUp(
+                f"the stack of {home} does not run", "start it with `tenon up --detach`, see `tenon status`"
+            )
+        if time.monotonic() > deadline:
+            raise NotUp(
+                f"the stack of {home} runs and does not answer",
+                f"see `tenon status` and the logs in {home / 'logs'}",
+            )
+        time.sleep(0.25)
