@@ -22,8 +22,8 @@ MOST_LOGITS, LOGIT_BYTES = 2**25, 14
 """How many logits are held at once at most (see :mod:`train.methods.head`), in fp32 and a few copies."""
 BYTES_PER_TOKEN = 3
 """Of a row in UTF-8, at worst but for code and numbers: a token has four letters of English, or one of Chinese."""
-LIBRARIES = 600 * 2**20
-"""What torch and the other libraries take themselves."""
+LIBRARIES = 2**30
+"""What torch and the other libraries take themselves, with what the allocator does not give back."""
 
 
 @dataclass(frozen=True, slots=True)
