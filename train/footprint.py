@@ -19,7 +19,7 @@ KEPT = {True: 3.4, False: 4.7}
 DROPOUT = 1.65
 """How much more it is with dropout on the updates' inputs, which keeps each once more and its mask."""
 MOST_LOGITS, LOGIT_BYTES = 2**25, 14
-"""How many logits are held at once at most (see :mod:`train.methods.head`), in fp32 and a few copies."""
+"""How many logits :mod:`train.methods.head` holds at once at most, in fp32 and a few copies."""
 BYTES_PER_TOKEN = 3
 """Of a row in UTF-8, at worst but for code and numbers: a token has four letters of English, or one of Chinese."""
 LIBRARIES = 2**30

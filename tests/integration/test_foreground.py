@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from support.commands import TENON, environment, living
+from support.commands import TENON, assert_gone, environment
 from support.ports import free_port
 
 IN_A_TERMINAL = """
@@ -21,11 +21,8 @@ def up(fake_engine: str) -> list[str]:
     return [*TENON, "up", "--port", str(free_port()), "--engine-url", fake_engine]
 
 
-def assert_gone(home: Path) -> None:
-    deadline = time.monotonic() + 20
-    while found := living(home):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
+def assert_down(home: Path) -> None:
+    assert_gone(home)
     assert not (home / "run" / "stack.json").exists()
 
 
@@ -45,7 +42,7 @@ def test_a_terminal_that_is_closed(tmp_path: Path, fake_engine: str) -> None:
         said += os.read(ours, 65536)
     os.close(ours)
     assert command.wait(60) == 130
-    assert_gone(home)
+    assert_down(home)
     assert not list((home / "logs").glob("crash-*"))
 
 
@@ -62,7 +59,7 @@ def test_two_signals_in_one_moment(tmp_path: Path, fake_engine: str) -> None:
     command.terminate()
     command.communicate(timeout=60)
     assert command.returncode == 130
-    assert_gone(home)
+    assert_down(home)
 
 
 def test_a_reader_that_is_gone(tmp_path: Path, fake_engine: str) -> None:
@@ -77,4 +74,4 @@ def test_a_reader_that_is_gone(tmp_path: Path, fake_engine: str) -> None:
     command.stdout.close()
     assert command.wait(60) != 0
     assert (home / "logs" / "gateway.log").exists(), "it was up"
-    assert_gone(home)
+    assert_down(home)

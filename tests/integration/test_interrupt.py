@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from support.commands import TENON, environment
+from support.commands import TENON, assert_gone, environment, living
 from support.ports import free_port
 from support.stack import slowly_loaded_alias, until
 
@@ -60,20 +59,10 @@ class Command:
 
     def left(self) -> list[str]:
         """Command lines of living processes that belong to this home."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("TENON_HOME") == str(self.home):
-                    found.append(" ".join(process.cmdline()))
-            except psutil.Error:
-                continue
-        return found
+        return living(self.home)
 
     def assert_gone(self) -> None:
-        deadline = time.monotonic() + 20
-        while self.left() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert self.left() == []
+        assert_gone(self.home)
 
 
 def wait_until_left(command: Command, part: str, seconds: float) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def living(home: Path) -> list[str]:
         except psutil.Error:
             continue
     return found
+
+
+def assert_gone(home: Path) -> None:
+    """Wait until no process belongs to ``home``."""
+    deadline = time.monotonic() + 20
+    while found := living(home):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
 
 
 def cause_and_hint(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
-# Above this many logits in one batch, TRL's head, which never holds them all, is the better one.
-MOST_LOGITS = 2**25
+from train.footprint import MOST_LOGITS
+
 # Configs with these fields change their logits in ways that only TRL's head follows.
 SCALED = (
     "final_logit_softcapping",
@@ -43,6 +43,7 @@ def add_compact_head(model: PreTrainedModel) -> None:
         if fused_lm_head and labels is not None and "shift_labels" not in options:
             wanted = labels[:, 1:]
             mask = wanted != -100
+            # Above so many, TRL's head, which never holds them all, is the better one.
             if int(mask.sum()) * config.vocab_size <= MOST_LOGITS:
                 options.pop("num_items_in_batch", None)
                 options["use_cache"] = False
